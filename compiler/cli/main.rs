@@ -1,0 +1,2 @@
+//! placeholder
+fn main() { compiler::mlir_version(); }

@@ -1,0 +1,2 @@
+//! placeholder
+pub fn mlir_version() { let _ = melior::Context::new(); }

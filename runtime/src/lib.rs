@@ -1,0 +1,3 @@
+//! Loads a compiled artefact and runs it: no LLVM, no graph, no compiler.
+
+pub mod artefact;
