@@ -1,2 +1,71 @@
-//! placeholder
-fn main() { compiler::mlir_version(); }
+//! The command line: one file per subcommand. Results go to standard output, progress and logs to standard error.
+//!
+//! Exit codes: 0 success, 2 bad usage (clap's), 1 any other error, told in one line.
+
+mod bench;
+mod cache;
+mod compile;
+mod doctor;
+mod eval;
+mod generate;
+mod logits;
+mod opt;
+mod options;
+mod retrofit;
+mod session;
+
+use clap::{Parser, Subcommand};
+
+/// A compiler for Loop Attention language models of the Qwen3 family.
+#[derive(Parser)]
+#[command(version, about, max_term_width = 120)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compile a Hugging Face folder to one artefact file
+    Compile(compile::Args),
+    /// Run graph passes on a textual graph
+    Opt(opt::Args),
+    /// Continue a prompt
+    Generate(generate::Args),
+    /// Write the logits of token sequences to a safetensors file
+    Logits(logits::Args),
+    /// Loss and perplexity on a text
+    Eval(eval::Args),
+    /// Make a loop checkpoint from a plain one
+    Retrofit(retrofit::Args),
+    /// Time prefill and decode, and where the time goes
+    Bench(bench::Args),
+    /// What this machine can compile for and run on, and what is missing
+    Doctor(doctor::Args),
+}
+
+fn main() -> std::process::ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Compile(args) => args.run(),
+        Command::Opt(args) => args.run(),
+        Command::Generate(args) => args.run(),
+        Command::Logits(args) => args.run(),
+        Command::Eval(args) => args.run(),
+        Command::Retrofit(args) => args.run(),
+        Command::Bench(args) => args.run(),
+        Command::Doctor(args) => args.run(),
+    };
+    match result {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        // A reader that has seen enough (`loopc ... | head`) is no error.
+        Err(e) if e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe) => {
+            std::process::ExitCode::SUCCESS
+        }
+        Err(e) => {
+            let text = format!("{e:#}").replace('\n', " ");
+            eprintln!("loopc: {text}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Options that several subcommands share.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::ValueEnum;
+use compiler::cpu::Target;
+use compiler::pipeline::Stage;
+use ir::DType;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ComputeType {
+    F32,
+    Bf16,
+}
+
+impl ComputeType {
+    pub fn dtype(self) -> DType {
+        match self {
+            ComputeType::F32 => DType::F32,
+            ComputeType::Bf16 => DType::BF16,
+        }
+    }
+}
+
+/// How a model is compiled and run.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Common {
+    /// Type of weights and activations [default: f32; an artefact has its own]
+    #[arg(long, value_enum)]
+    pub dtype: Option<ComputeType>,
+    /// Longest sequence: prompt and generated tokens
+    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(i64).range(1..=1 << 20))]
+    pub max_context: i64,
+    /// Threads [default: all cores]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Where to run: `cpu` is the only device so far
+    #[arg(long, default_value = "cpu", value_parser = ["cpu"])]
+    pub device: String,
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
+    /// Tell what happens on standard error
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+impl Common {
+    pub fn threads(&self) -> usize {
+        self.threads
+            .map(usize::from)
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
+    }
+}
+
+/// `STAGE=DIR`, STAGE one of graph, plan, mlir, llvm, all.
+pub fn emit(text: &str) -> anyhow::Result<Vec<(Stage, PathBuf)>> {
+    let (stage, dir) = text.split_once('=').with_context(|| format!("--emit {text}: write STAGE=DIR"))?;
+    let stages: Vec<Stage> =
+        Stage::ALL.iter().filter(|(name, _)| stage == "all" || stage == *name).map(|(_, s)| *s).collect();
+    if stages.is_empty() {
+        let names: Vec<&str> = Stage::ALL.iter().map(|(name, _)| *name).collect();
+        bail!("--emit {text}: there is no stage `{stage}`; choose {} or all", names.join(", "));
+    }
+    Ok(stages.into_iter().map(|s| (s, PathBuf::from(dir))).collect())
+}
+
+/// Targets by name; none given means the machine itself.
+pub fn targets(names: &[String]) -> anyhow::Result<Vec<Target>> {
+    if names.is_empty() {
+        return Ok(vec![Target::native()?]);
+    }
+    names.iter().map(|name| Ok(Target::by_name(name)?)).collect()
+}
+
+/// `1,2,3` as token ids.
+pub fn tokens(text: &str) -> Result<Vec<i32>, String> {
+    text.split(',')
+        .map(|t| t.trim().parse::<u32>().ok().and_then(|t| i32::try_from(t).ok()).ok_or_else(|| format!("`{t}` is not a token id")))
+        .collect()
+}
