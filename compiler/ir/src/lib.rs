@@ -7,6 +7,7 @@ pub mod eval;
 pub mod graph;
 pub mod ops;
 pub mod plan;
+pub mod tensor;
 pub mod text;
 pub mod types;
 pub mod verify;

@@ -5,6 +5,10 @@
 //! adds the accumulator as one more expression, so an epilogue is nothing special. Views (reshape, transpose, slice) are
 //! strides here; they cost no launch.
 
+pub mod eval;
+mod print;
+pub mod verify;
+
 use serde::{Deserialize, Serialize};
 
 use crate::types::{DType, Size};

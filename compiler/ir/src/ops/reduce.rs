@@ -1,0 +1,41 @@
+//! `reduce_sum`, `reduce_max`: one axis becomes 1.
+
+use super::*;
+
+const fn reduction(name: &'static str, about: &'static str, eval: fn(&Call) -> Tensor) -> OpDef {
+    OpDef {
+        name,
+        usage: "x; axis: Int",
+        about,
+        infer: |s| {
+            s.count(1, 1)?;
+            let mut ty = s.float(0)?.clone();
+            ty.shape[s.axis()?] = Dim::Const(1);
+            Ok(ty)
+        },
+        eval,
+        samples: || {
+            let axis = |a| [("axis", Attr::Int(a))];
+            vec![
+                sample([t("3,18", DType::F32)], axis(1)),
+                sample([t("B,T,5", DType::BF16)], axis(2)),
+                sample([t("4,T,5", DType::F32)], axis(1)),
+            ]
+        },
+    }
+}
+
+fn fold(c: &Call, start: f64, f: fn(f64, f64) -> f64) -> Tensor {
+    let (x, axis) = (c.operands[0], c.int("axis") as usize);
+    c.from_fn(|i| {
+        let mut index = i.to_vec();
+        (0..x.shape[axis]).fold(start, |acc, j| {
+            index[axis] = j;
+            f(acc, x.at(&index))
+        })
+    })
+}
+
+pub static REDUCE_SUM: OpDef = reduction("reduce_sum", "the sum along the axis, which becomes 1", |c| fold(c, 0.0, |a, b| a + b));
+pub static REDUCE_MAX: OpDef =
+    reduction("reduce_max", "the largest along the axis, which becomes 1", |c| fold(c, f64::NEG_INFINITY, f64::max));
