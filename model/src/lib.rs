@@ -1,1 +1,9 @@
-//! placeholder
+//! The model around the compiler: configuration, the naive graph, weights by name, tokenizer, chat template, sampling,
+//! generation and evaluation. Knows the graph (`ir`) and the runtime, but no compiler.
+
+pub mod chat;
+pub mod config;
+pub mod sample;
+pub mod tokenizer;
+
+pub use config::{Config, ConfigError, Family, LoopAttention, Mode};
