@@ -3,6 +3,7 @@
 
 pub mod chat;
 pub mod config;
+pub mod graph;
 pub mod sample;
 pub mod tokenizer;
 

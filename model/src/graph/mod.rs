@@ -1,0 +1,153 @@
+//! The naive graph of a configuration: the reference's equations, one op each, and nothing clever.
+//!
+//! Every layer is a `call` of one function, so the graph of 28 layers is as long as that of one. Entry points: `prefill`, `decode`,
+//! `logits`, `loss`. What may be joined, shared or kept in place is the passes' business.
+
+mod attention;
+mod layer;
+
+use ir::{DType, Dim, Function, Module, Param, TensorType, ValueId};
+
+use crate::config::{Config, Mode};
+
+/// What the graph depends on besides the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Type of matrices, caches and matmul operands: F32 or BF16. Norms, gates and the residual stream are f32.
+    pub dtype: DType,
+    /// Type of the embedding table in the checkpoint, which is read in place.
+    pub embedding: DType,
+    /// Positions 0..max_context exist.
+    pub max_context: i64,
+}
+
+/// What a function is for: whether it has caches, and how many new tokens there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// T tokens, no state (`logits`, `loss`).
+    Full,
+    /// T tokens from position 0; fills the caches.
+    Prefill,
+    /// One token at position `start`; reads and updates the caches.
+    Decode,
+}
+
+impl Phase {
+    fn name(self) -> &'static str {
+        match self {
+            Phase::Full => "full",
+            Phase::Prefill => "prefill",
+            Phase::Decode => "decode",
+        }
+    }
+
+    fn rows(self) -> Dim {
+        if self == Phase::Decode {
+            Dim::Const(1)
+        } else {
+            Dim::sym("T")
+        }
+    }
+}
+
+/// The module with the entry points `prefill(tokens, last)`, `decode(tokens, start)`, `logits(tokens)`, `loss(tokens, targets)`.
+///
+/// tokens, targets [B, T] i32 (decode: [B, 1]); last, start [B] i32. Results: `logits` [B, 1, V] f32 (`logits`: [B, T, V]),
+/// `nll` [B, T] f32, 0 where the target is negative.
+pub fn build(config: &Config, options: &Options) -> Module {
+    let mut module = Module::default();
+    for phase in [Phase::Prefill, Phase::Decode, Phase::Full] {
+        let layers = layer::functions(config, options, phase);
+        match phase {
+            Phase::Full => {
+                module.functions.extend(layers.iter().cloned());
+                module.functions.push(entry("logits", config, options, phase, &layers));
+                module.functions.push(entry("loss", config, options, phase, &layers));
+            }
+            Phase::Prefill | Phase::Decode => {
+                module.functions.extend(layers.iter().cloned());
+                module
+                    .functions
+                    .push(entry(phase.name(), config, options, phase, &layers));
+            }
+        }
+    }
+    module
+}
+
+/// One entry point: embedding, all trips through the layers, the head.
+fn entry(name: &str, c: &Config, o: &Options, phase: Phase, layers: &[Function]) -> Function {
+    let mut f = Function::new(name);
+    let tokens = input(&mut f, "tokens", [Dim::sym("B"), phase.rows()], DType::I32);
+    let second = match name {
+        "prefill" => Some(input(&mut f, "last", ["B"], DType::I32)),
+        "decode" => Some(input(&mut f, "start", ["B"], DType::I32)),
+        "loss" => Some(input(&mut f, "targets", ["B", "T"], DType::I32)),
+        _ => None,
+    };
+    let start = second.filter(|_| phase == Phase::Decode);
+
+    let table = "model.embed_tokens.weight";
+    let table_type = TensorType::new([c.vocab, c.hidden], o.embedding);
+    let embedding = f.param("embed_tokens", table_type, Param::Weight(table.to_string()));
+    let embedded = f.embed(embedding, tokens, DType::F32);
+
+    let mut x = trips(&mut f, c, layers, embedded, start);
+    if let Some(last) = second.filter(|_| phase == Phase::Prefill) {
+        x = f.take_rows(x, last);
+    }
+    let norm = f.param(
+        "norm",
+        TensorType::new([c.hidden], DType::F32),
+        Param::Weight("model.norm.weight".to_string()),
+    );
+    let n = f.rms_norm(x, norm, c.eps, o.dtype);
+    let head = if c.tied { table } else { "lm_head.weight" };
+    let head = f.param(
+        "lm_head",
+        TensorType::new([c.vocab, c.hidden], o.dtype),
+        Param::Weight(head.to_string()),
+    );
+    let logits = f.matmul(n, head, true, DType::F32);
+    match second.filter(|_| name == "loss") {
+        Some(targets) => {
+            let nll = f.cross_entropy(logits, targets);
+            f.returns("nll", nll);
+        }
+        None => f.returns("logits", logits),
+    }
+    f
+}
+
+/// All layers, as often as the mode says; gives the last trip's residual stream.
+fn trips(f: &mut Function, c: &Config, layers: &[Function], embedded: ValueId, start: Option<ValueId>) -> ValueId {
+    let with_start = |args: &[ValueId]| -> Vec<ValueId> { args.iter().copied().chain(start).collect() };
+    match c.attention.mode {
+        Mode::Base | Mode::Layer => (0..c.layers).fold(embedded, |x, i| f.call(&layers[0], i, &with_start(&[x]))[0]),
+        Mode::Restart => {
+            let mut xs = vec![embedded; c.attention.loops as usize];
+            for i in 0..c.layers {
+                xs = f.call(&layers[0], i, &with_start(&xs));
+            }
+            xs[xs.len() - 1]
+        }
+        Mode::Stack => {
+            let (mut x, mut kv) = (embedded, vec![]);
+            for i in 0..c.layers {
+                let results = f.call(&layers[0], i, &with_start(&[x]));
+                x = results[0];
+                kv.push((results[1], results[2]));
+            }
+            for later in &layers[1..] {
+                for (i, (k, v)) in kv.iter().enumerate() {
+                    x = f.call(later, i as i64, &with_start(&[x, *k, *v]))[0];
+                }
+            }
+            x
+        }
+    }
+}
+
+fn input(f: &mut Function, name: &str, shape: impl IntoIterator<Item = impl Into<Dim>>, dtype: DType) -> ValueId {
+    f.param(name, TensorType::new(shape, dtype), Param::Input(name.to_string()))
+}
