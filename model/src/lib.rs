@@ -4,7 +4,9 @@
 pub mod chat;
 pub mod config;
 pub mod graph;
+pub mod retrofit;
 pub mod sample;
 pub mod tokenizer;
+pub mod weights;
 
 pub use config::{Config, ConfigError, Family, LoopAttention, Mode};

@@ -1,0 +1,166 @@
+//! A loop checkpoint from a plain one: the same weights, gates beside them, and `loop_attention` in config.json.
+//!
+//! Gates start at w = 0 and a constant bias. No weight is computed or converted; files are linked, or copied if they cannot be.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use safetensors::{Dtype, tensor::TensorView};
+use serde_json::{Value, json};
+
+use crate::config::{Config, ConfigError, LoopAttention};
+use crate::weights::{self, WeightsError};
+
+#[derive(Debug, thiserror::Error)]
+pub enum RetrofitError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    #[error("{folder}: it is a loop model already ({mode}); retrofit the plain model it came from", folder = folder.display())]
+    LoopModel { folder: PathBuf, mode: &'static str },
+    #[error("{out}: it exists already; remove it or choose another -o", out = out.display())]
+    Exists { out: PathBuf },
+    #[error("--mode base: a retrofit needs a second pass: layer, restart or stack")]
+    Base,
+    #[error("--window {0}: it must be at least 1 (the token itself)")]
+    Window(i64),
+    #[error("--loops {0}: it must be from 2 to 64")]
+    Loops(i64),
+    #[error("--gate-bias {0}: it must be a finite number")]
+    Bias(f64),
+    #[error("{path}: {source}", path = path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{path}: cannot write the gates: {source}", path = path.display())]
+    Write {
+        path: PathBuf,
+        source: safetensors::SafeTensorError,
+    },
+}
+
+const GATES_FILE: &str = "model-gates.safetensors";
+
+/// Writes the folder `out`: `base` with gates of weight 0 and bias `gate_bias` (f32) in every head.
+///
+/// All or nothing: the folder is written beside `out` under another name and renamed when it is complete.
+pub fn retrofit(base: &Path, attention: LoopAttention, gate_bias: f64, out: &Path) -> Result<(), RetrofitError> {
+    if !attention.mode.gated() {
+        return Err(RetrofitError::Base);
+    }
+    if !(1..=i64::from(i32::MAX)).contains(&attention.window) {
+        return Err(RetrofitError::Window(attention.window));
+    }
+    if !(2..=64).contains(&attention.loops) {
+        return Err(RetrofitError::Loops(attention.loops));
+    }
+    if !(gate_bias as f32).is_finite() {
+        return Err(RetrofitError::Bias(gate_bias));
+    }
+    let config = Config::load(base)?;
+    if config.attention.mode.gated() {
+        return Err(RetrofitError::LoopModel {
+            folder: base.to_path_buf(),
+            mode: config.attention.mode.name(),
+        });
+    }
+    weights::check(&config, base)?;
+    if out.symlink_metadata().is_ok() {
+        return Err(RetrofitError::Exists { out: out.to_path_buf() });
+    }
+    let name = out
+        .file_name()
+        .map(|n| n.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let draft = out.with_file_name(format!(".{name}.{}.part", std::process::id()));
+    let written = write(base, &config, attention, gate_bias as f32, &draft).and_then(|()| {
+        fs::rename(&draft, out).map_err(|source| RetrofitError::Io {
+            path: out.to_path_buf(),
+            source,
+        })
+    });
+    if written.is_err() {
+        let _ = fs::remove_dir_all(&draft);
+    }
+    written
+}
+
+fn write(base: &Path, config: &Config, attention: LoopAttention, bias: f32, draft: &Path) -> Result<(), RetrofitError> {
+    let io = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| RetrofitError::Io { path, source }
+    };
+    fs::create_dir_all(draft).map_err(io(draft))?;
+    for entry in fs::read_dir(base).map_err(io(base))? {
+        let entry = entry.map_err(io(base))?;
+        let (from, to) = (entry.path(), draft.join(entry.file_name()));
+        let rewritten = ["config.json", weights::INDEX].iter().any(|n| entry.file_name() == *n);
+        if rewritten || !from.is_file() {
+            continue;
+        }
+        // Weights are large and never changed in place: a link is enough. Hubs' caches hold links, so resolve them first.
+        let from = from.canonicalize().map_err(io(&from))?;
+        let linked = to.extension().is_some_and(|e| e == "safetensors") && fs::hard_link(&from, &to).is_ok();
+        if !linked {
+            fs::copy(&from, &to).map_err(io(&to))?;
+        }
+    }
+
+    let gates = draft.join(GATES_FILE);
+    let (heads, dim) = (config.heads as usize, config.head_dim as usize);
+    let zeros = vec![0u8; heads * dim * 4];
+    let biases: Vec<u8> = bias.to_le_bytes().repeat(heads);
+    let mut tensors = vec![];
+    for i in 0..config.layers {
+        for (part, shape, bytes) in [("weight", vec![heads, dim], &zeros), ("bias", vec![heads], &biases)] {
+            let view = TensorView::new(Dtype::F32, shape, bytes);
+            let view = view.map_err(|source| RetrofitError::Write {
+                path: gates.clone(),
+                source,
+            })?;
+            tensors.push((format!("{}{i}.{part}", weights::GATES), view));
+        }
+    }
+    let names: Vec<String> = tensors.iter().map(|(name, _)| name.clone()).collect();
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    safetensors::serialize_to_file(tensors, Some(metadata), &gates).map_err(|source| RetrofitError::Write {
+        path: gates.clone(),
+        source,
+    })?;
+
+    let mut map: BTreeMap<String, String> = BTreeMap::new();
+    for (name, info) in weights::inventory(base)? {
+        let file = info
+            .file
+            .file_name()
+            .map(|n| n.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        map.insert(name, file);
+    }
+    map.extend(names.into_iter().map(|name| (name, GATES_FILE.to_string())));
+    let mut total = 0;
+    for file in map.values().collect::<std::collections::BTreeSet<_>>() {
+        total += fs::metadata(draft.join(file)).map_err(io(&draft.join(file)))?.len();
+    }
+    let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
+    save(&draft.join(weights::INDEX), &index)?;
+
+    let mut json = config.json.clone();
+    if let Some(map) = json.as_object_mut() {
+        let value = json!({ "mode": attention.mode.name(), "window": attention.window, "loops": attention.loops });
+        map.insert("loop_attention".to_string(), value);
+    }
+    save(&draft.join("config.json"), &json)?;
+    // What we wrote must be what we would read.
+    let written = Config::load(draft)?;
+    weights::check(&written, draft)?;
+    Ok(())
+}
+
+fn save(path: &Path, value: &Value) -> Result<(), RetrofitError> {
+    fs::write(path, format!("{value:#}\n")).map_err(|source| RetrofitError::Io {
+        path: path.to_path_buf(),
+        source,
+    })
+}
