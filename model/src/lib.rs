@@ -3,6 +3,7 @@
 
 pub mod chat;
 pub mod config;
+pub mod generate;
 pub mod graph;
 pub mod retrofit;
 pub mod sample;

@@ -95,7 +95,7 @@ fn write(base: &Path, config: &Config, attention: LoopAttention, bias: f32, draf
     for entry in fs::read_dir(base).map_err(io(base))? {
         let entry = entry.map_err(io(base))?;
         let (from, to) = (entry.path(), draft.join(entry.file_name()));
-        let rewritten = ["config.json", weights::INDEX].iter().any(|n| entry.file_name() == *n);
+        let rewritten = ["config.json", weights::INDEX, GATES_FILE].iter().any(|n| entry.file_name() == *n);
         if rewritten || !from.is_file() {
             continue;
         }

@@ -1,0 +1,342 @@
+//! Text generation, logits and loss over anything that can run the entry points ([`Runner`]): prefill, decode, sample, stop.
+//!
+//! Works on token ids; text is the tokenizer's. Checks here what a user can get wrong (ids, lengths), so a runner sees only sane calls.
+
+use crate::sample::{SampleError, Sampler, Sampling};
+
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum GenerateError {
+    #[error("sequence {sequence}: it has no tokens; give at least one")]
+    Empty { sequence: usize },
+    #[error("no sequences were given")]
+    Nothing,
+    #[error("sequence {sequence}: token id {id} is out of range; the model has ids 0 to {last}")]
+    Id { sequence: usize, id: u32, last: i64 },
+    #[error(
+        "sequence {sequence}: it has {tokens} tokens, but the context is {context}; shorten it or compile with \
+         --max-context {tokens} or more"
+    )]
+    TooLong {
+        sequence: usize,
+        tokens: usize,
+        context: i64,
+    },
+    #[error("sequence {sequence} has {found} tokens and the first has {wanted}; they must be equally long here")]
+    Unequal {
+        sequence: usize,
+        found: usize,
+        wanted: usize,
+    },
+    #[error("a text of {0} tokens predicts nothing; the loss needs at least 2")]
+    NothingToPredict(usize),
+    #[error("--context {0}: the loss needs windows of at least 2 tokens")]
+    Context(usize),
+    #[error("sequence {sequence}: {source}")]
+    Sample { sequence: usize, source: SampleError },
+    #[error(
+        "the loss at token {at} is {value}: the weights or the computation are broken (NaN or infinity in the checkpoint?)"
+    )]
+    Loss { at: usize, value: f32 },
+    #[error(transparent)]
+    Run(Cause),
+}
+
+/// What a runner can take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    pub vocab: i64,
+    /// Positions 0..max_context exist.
+    pub max_context: i64,
+    /// Slots of the local rings, if there are any: prompts that go round the ring must be prefilled without padding.
+    pub ring: Option<i64>,
+}
+
+impl Limits {
+    /// Of a model compiled for `max_context` positions.
+    pub fn new(config: &crate::Config, max_context: i64) -> Limits {
+        let ring = config
+            .attention
+            .mode
+            .trips()
+            .then(|| config.attention.window.min(max_context));
+        Limits {
+            vocab: config.vocab,
+            max_context,
+            ring,
+        }
+    }
+}
+
+/// The entry points of a model. Matrices are row-major; `tokens` [batch, rows], results f32.
+pub trait Runner {
+    fn limits(&self) -> Limits;
+    /// Forgets everything; from now on there are `batch` sequences of at most `capacity` tokens.
+    fn begin(&mut self, batch: usize, capacity: usize) -> Result<(), Cause>;
+    /// logits [batch, vocab] of row `last[b]` of each sequence, from position 0.
+    fn prefill(&mut self, tokens: &[i32], last: &[i32]) -> Result<Vec<f32>, Cause>;
+    /// logits [batch, vocab] after one more token per sequence, at position `start[b]`.
+    fn decode(&mut self, tokens: &[i32], start: &[i32]) -> Result<Vec<f32>, Cause>;
+    /// logits [batch, rows, vocab].
+    fn logits(&mut self, batch: usize, tokens: &[i32]) -> Result<Vec<f32>, Cause>;
+    /// Negative log likelihood [batch, rows] of the targets; 0 where the target is negative.
+    fn loss(&mut self, batch: usize, tokens: &[i32], targets: &[i32]) -> Result<Vec<f32>, Cause>;
+}
+
+/// What to generate.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// One sequence each, of any lengths.
+    pub prompts: &'a [Vec<u32>],
+    pub max_new_tokens: usize,
+    pub sampling: Sampling,
+    /// Tokens that end a sequence; they are not part of the result.
+    pub eos: &'a [u32],
+}
+
+/// Why a sequence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    EndOfText,
+    MaxTokens,
+    /// No position is left.
+    ContextFull,
+}
+
+/// The new tokens of one sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Generated {
+    pub tokens: Vec<u32>,
+    pub stop: Stop,
+}
+
+/// One sequence on its way.
+struct Sequence<'a> {
+    prompt: &'a [u32],
+    sampler: Sampler,
+    new: Vec<u32>,
+    stop: Option<Stop>,
+    /// Tokens in the caches.
+    done: usize,
+    /// The last token fed.
+    token: u32,
+}
+
+/// Continues every prompt. `on_token(sequence, token)` sees each new token at once.
+///
+/// Unequal prompts are padded on the right. Where padding would push real keys out of a ring (`restart`, `stack`), only the shortest
+/// prompt's length is prefilled, and longer prompts are fed token by token beside the others' new tokens.
+pub fn generate(
+    runner: &mut dyn Runner,
+    request: &Request,
+    on_token: &mut dyn FnMut(usize, u32),
+) -> Result<Vec<Generated>, GenerateError> {
+    let limits = runner.limits();
+    check(request.prompts, &limits)?;
+    let lengths = || request.prompts.iter().map(Vec::len);
+    let (shortest, longest) = (lengths().min().unwrap_or(0), lengths().max().unwrap_or(0));
+    let context = usize::try_from(limits.max_context).unwrap_or(usize::MAX);
+    let rows = match limits.ring {
+        Some(ring) if longest as i64 > ring => shortest,
+        _ => longest,
+    };
+    let batch = request.prompts.len();
+    let mut sequences = vec![];
+    for (i, prompt) in request.prompts.iter().enumerate() {
+        let sampler = Sampler::new(request.sampling, i as u64);
+        let sampler = sampler.map_err(|source| GenerateError::Sample { sequence: i, source })?;
+        let done = prompt.len().min(rows);
+        let stop = (request.max_new_tokens == 0).then_some(Stop::MaxTokens);
+        sequences.push(Sequence {
+            prompt,
+            sampler,
+            new: vec![],
+            stop,
+            done,
+            token: prompt[done - 1],
+        });
+    }
+
+    runner
+        .begin(batch, context.min(longest.saturating_add(request.max_new_tokens)))
+        .map_err(GenerateError::Run)?;
+    let mut tokens = vec![0; batch * rows];
+    for (s, row) in sequences.iter().zip(tokens.chunks_mut(rows)) {
+        row.iter_mut().zip(s.prompt).for_each(|(t, id)| *t = *id as i32);
+    }
+    let last: Vec<i32> = sequences.iter().map(|s| s.done as i32 - 1).collect();
+    let mut logits = runner.prefill(&tokens, &last).map_err(GenerateError::Run)?;
+    loop {
+        for (i, (s, row)) in sequences
+            .iter_mut()
+            .zip(logits.chunks(limits.vocab as usize))
+            .enumerate()
+        {
+            s.step(row, request, context, &mut |token| on_token(i, token))
+                .map_err(|source| GenerateError::Sample { sequence: i, source })?;
+        }
+        if sequences.iter().all(|s| s.stop.is_some()) {
+            break;
+        }
+        // A finished sequence repeats its last token in its place, which changes nothing.
+        let next: Vec<i32> = sequences.iter().map(|s| s.token as i32).collect();
+        let start: Vec<i32> = sequences
+            .iter()
+            .map(|s| (s.done - usize::from(s.stop.is_some())) as i32)
+            .collect();
+        logits = runner.decode(&next, &start).map_err(GenerateError::Run)?;
+        sequences
+            .iter_mut()
+            .filter(|s| s.stop.is_none())
+            .for_each(|s| s.done += 1);
+    }
+    let result = sequences.into_iter().map(|s| Generated {
+        tokens: s.new,
+        stop: s.stop.unwrap_or(Stop::MaxTokens),
+    });
+    Ok(result.collect())
+}
+
+impl Sequence<'_> {
+    /// Decides the token to feed next: the prompt's, or a new one drawn from `logits`; or stops.
+    fn step(
+        &mut self,
+        logits: &[f32],
+        request: &Request,
+        context: usize,
+        on_token: &mut dyn FnMut(u32),
+    ) -> Result<(), SampleError> {
+        if self.stop.is_some() {
+            return Ok(());
+        }
+        if let Some(token) = self.prompt.get(self.done) {
+            self.token = *token;
+            return Ok(());
+        }
+        let token = self.sampler.next(logits)?;
+        if request.eos.contains(&token) {
+            self.stop = Some(Stop::EndOfText);
+            return Ok(());
+        }
+        self.new.push(token);
+        on_token(token);
+        if self.new.len() == request.max_new_tokens {
+            self.stop = Some(Stop::MaxTokens);
+        } else if self.done == context {
+            self.stop = Some(Stop::ContextFull);
+        } else {
+            self.token = token;
+        }
+        Ok(())
+    }
+}
+
+/// logits [B, T, vocab] of equally long sequences, all positions.
+pub fn logits(runner: &mut dyn Runner, sequences: &[Vec<u32>]) -> Result<Vec<f32>, GenerateError> {
+    check(sequences, &runner.limits())?;
+    let wanted = sequences[0].len();
+    if let Some((sequence, s)) = sequences.iter().enumerate().find(|(_, s)| s.len() != wanted) {
+        return Err(GenerateError::Unequal {
+            sequence,
+            found: s.len(),
+            wanted,
+        });
+    }
+    let tokens: Vec<i32> = sequences.iter().flatten().map(|id| *id as i32).collect();
+    runner.logits(sequences.len(), &tokens).map_err(GenerateError::Run)
+}
+
+/// How well the model predicts a text.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Loss {
+    /// Mean negative log likelihood in nats.
+    pub loss: f64,
+    /// exp(loss)
+    pub perplexity: f64,
+    /// Tokens predicted.
+    pub tokens: usize,
+}
+
+/// The loss on a text cut into windows of `context` tokens that do not overlap (the last one may be shorter).
+///
+/// In each window every token but the first is predicted from those before it in the window: a window of n tokens gives n - 1
+/// predictions, and the mean, in f64, is over all predictions of all windows. `progress(tokens done, tokens)` after each window.
+pub fn eval_loss(
+    runner: &mut dyn Runner,
+    tokens: &[u32],
+    context: usize,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Loss, GenerateError> {
+    if context < 2 {
+        return Err(GenerateError::Context(context));
+    }
+    if tokens.len() < 2 {
+        return Err(GenerateError::NothingToPredict(tokens.len()));
+    }
+    let limits = runner.limits();
+    let longest = context.min(tokens.len());
+    if longest as i64 > limits.max_context {
+        return Err(GenerateError::TooLong {
+            sequence: 0,
+            tokens: longest,
+            context: limits.max_context,
+        });
+    }
+    check_ids(0, tokens, limits.vocab)?;
+    let (mut sum, mut count) = (0.0, 0);
+    for (w, window) in tokens.chunks(context).enumerate() {
+        if window.len() >= 2 {
+            let ids: Vec<i32> = window.iter().map(|id| *id as i32).collect();
+            // The last token's successor is in another window.
+            let targets: Vec<i32> = ids[1..].iter().copied().chain([-1]).collect();
+            let nll = runner.loss(1, &ids, &targets).map_err(GenerateError::Run)?;
+            if let Some(at) = nll.iter().position(|x| !x.is_finite()) {
+                return Err(GenerateError::Loss {
+                    at: w * context + at,
+                    value: nll[at],
+                });
+            }
+            sum += nll.iter().take(window.len() - 1).map(|x| f64::from(*x)).sum::<f64>();
+            count += window.len() - 1;
+        }
+        progress(w * context + window.len(), tokens.len());
+    }
+    let loss = sum / count as f64;
+    Ok(Loss {
+        loss,
+        perplexity: loss.exp(),
+        tokens: count,
+    })
+}
+
+fn check(sequences: &[Vec<u32>], limits: &Limits) -> Result<(), GenerateError> {
+    if sequences.is_empty() {
+        return Err(GenerateError::Nothing);
+    }
+    for (sequence, ids) in sequences.iter().enumerate() {
+        if ids.is_empty() {
+            return Err(GenerateError::Empty { sequence });
+        }
+        if ids.len() as i64 > limits.max_context {
+            return Err(GenerateError::TooLong {
+                sequence,
+                tokens: ids.len(),
+                context: limits.max_context,
+            });
+        }
+        check_ids(sequence, ids, limits.vocab)?;
+    }
+    Ok(())
+}
+
+fn check_ids(sequence: usize, ids: &[u32], vocab: i64) -> Result<(), GenerateError> {
+    match ids.iter().find(|id| i64::from(**id) >= vocab) {
+        Some(&id) => Err(GenerateError::Id {
+            sequence,
+            id,
+            last: vocab - 1,
+        }),
+        None => Ok(()),
+    }
+}
