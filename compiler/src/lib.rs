@@ -1,2 +1,5 @@
-//! placeholder
-pub fn mlir_version() { let _ = melior::Context::new(); }
+//! From a graph to an artefact: passes, plan, MLIR, LLVM, object code. Knows no model and runs nothing.
+
+pub mod cpu;
+pub mod mlir;
+pub mod pipeline;

@@ -1,0 +1,492 @@
+//! Kernels with a contraction: every matmul, from prefill's large ones to attention's batches and decoding's single rows.
+//!
+//!     for tile in begin..end                  (batch point, block of MATMUL_ROWS rows, panel of 64 columns)
+//!       right-hand side                       a packed panel in place, keys packed into scratch, or values as they lie
+//!       for chunk of 6, then 2, then 1 rows   the panel stays in the cache, the chunk's accumulators in registers
+//!         for k                               load a vector row of B, broadcast A, fma (or vdpbf16ps on pairs)
+//!         epilogue                            the kernel's expressions on the accumulators
+//!
+//! A is read where it lies: k is contiguous, so a broadcast load (of a pair, for bf16) is all it takes.
+
+use ir::plan::{Contraction, Kernel, MATMUL_COLS, MATMUL_ROWS, Rhs, Stage};
+use ir::{DType, Size};
+
+use super::Target;
+use super::expr::{Body, Columns, memory, widen};
+use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
+
+/// Rows of a register tile, in the order they are tried. 6 x 64 columns fill 24 of 32 zmm registers.
+const CHUNKS: [i64; 3] = [6, 2, 1];
+/// Below this many rows in a tile, packing keys costs more than it saves.
+const FEW_ROWS: i64 = 8;
+
+/// Scratch that a worker of this kernel needs.
+pub fn scratch_bytes(kernel: &Kernel) -> i64 {
+    match &kernel.contraction {
+        Some(Contraction { b: Rhs::KContiguous { .. }, k, .. }) => {
+            let units = k.as_const().unwrap_or(0) + 1;
+            (units * MATMUL_COLS * 4).max(MATMUL_COLS * 4)
+        }
+        _ => 0,
+    }
+}
+
+/// Where a tile's right-hand side lies.
+enum Columns64 {
+    /// Panel layout: unit (k / pair, n) at `k / pair * 64 + n`, four bytes each: an f32, or a pair of bf16.
+    Panel { base: Val, pair: i64 },
+    /// Row k at `base + k * stride` elements, columns contiguous.
+    Rows { base: Val, stride: Val, dtype: DType },
+}
+
+struct Matmul<'k> {
+    body: Body<'k>,
+    c: &'k Contraction,
+    target: &'k Target,
+    /// Dimensions of rows.
+    rows: &'k [Size],
+    batch: Vec<Val>,
+    /// First column of the tile.
+    column: Val,
+}
+
+pub fn emit(kernel: &Kernel, c: &Contraction, target: &Target) -> String {
+    let mut e = Emit::default();
+    e.kernel(&kernel.name, |e, [buffers, symbols, begin, end, scratch]| {
+        let body = Body::new(e, kernel, target.lanes, buffers, symbols);
+        let (batch, rows) = kernel.outer.split_at(c.batch);
+        let panels = ceil_div(e, &body, &kernel.cols, MATMUL_COLS);
+        let row_count = body.size(e, &Size::product(rows));
+        let blocks = ceil_div(e, &body, &Size::product(rows), MATMUL_ROWS);
+        let zero = e.i64(0);
+        let mut m = Matmul { body, c, target, rows, batch: vec![], column: zero };
+        e.for_loop(begin, end, 1, &[], |e, tile, _| {
+            let panel = e.rem(tile, panels);
+            let rest = e.div(tile, panels);
+            let block = e.rem(rest, blocks);
+            let point = e.div(rest, blocks);
+            m.batch = m.body.unravel(e, point, batch);
+            let width = e.i64(MATMUL_COLS);
+            m.column = e.mul(panel, width);
+            let height = e.i64(MATMUL_ROWS);
+            let first = e.mul(block, height);
+            let last = e.add(first, height);
+            let last = e.min(last, row_count);
+            m.tile(e, panel, first, last, scratch);
+            vec![]
+        });
+    });
+    e.finish()
+}
+
+fn ceil_div(e: &mut Emit, body: &Body, size: &Size, block: i64) -> Val {
+    let n = body.size(e, size);
+    let more = e.i64(block - 1);
+    let n = e.add(n, more);
+    let block = e.i64(block);
+    e.div(n, block)
+}
+
+impl Matmul<'_> {
+    fn tile(&self, e: &mut Emit, panel: Val, first: Val, last: Val, scratch: Val) {
+        match &self.c.b {
+            Rhs::Packed { arg } => {
+                let pair = if self.dtype(*arg) == DType::BF16 { 2 } else { 1 };
+                let units = ceil_div(e, &self.body, &self.c.k, pair);
+                let width = e.i64(MATMUL_COLS);
+                let size = e.mul(units, width);
+                let offset = e.mul(panel, size);
+                let base = e.at(self.body.args[*arg], offset, Elem::I32);
+                self.rows(e, &Columns64::Panel { base, pair }, first, last);
+            }
+            Rhs::NContiguous { arg, offset, strides } => {
+                let (k_stride, batch) = strides.split_last().expect("a right-hand side has a stride for k");
+                let base = self.body.linear(e, offset, &self.batch, batch);
+                let base = e.at(self.body.args[*arg], base, memory(self.dtype(*arg)));
+                let stride = self.body.size(e, k_stride);
+                self.rows(e, &Columns64::Rows { base, stride, dtype: self.dtype(*arg) }, first, last);
+            }
+            Rhs::KContiguous { arg, offset, strides } => {
+                let (n_stride, batch) = strides.split_last().expect("a right-hand side has a stride for n");
+                let base = self.body.linear(e, offset, &self.batch, batch);
+                let base = e.at(self.body.args[*arg], base, memory(self.dtype(*arg)));
+                let stride = self.body.size(e, n_stride);
+                let count = e.sub(last, first);
+                let few = e.i64(FEW_ROWS);
+                let is_few = e.cmp(Cmp::Lt, count, few);
+                e.if_then(is_few, &[], |e| {
+                    self.dots(e, base, stride, self.dtype(*arg), first, last, scratch);
+                    vec![]
+                });
+                let is_many = e.cmp(Cmp::Le, few, count);
+                e.if_then(is_many, &[], |e| {
+                    let pair = self.pack(e, base, stride, self.dtype(*arg), scratch);
+                    self.rows(e, &Columns64::Panel { base: scratch, pair }, first, last);
+                    vec![]
+                });
+            }
+        }
+    }
+
+    fn dtype(&self, arg: usize) -> DType {
+        self.body.kernel.args[arg].dtype
+    }
+
+    /// Columns in a register tile, as vectors.
+    fn vectors(&self) -> i64 {
+        if self.target.lanes == 16 { 4 } else { 2 }
+    }
+
+    /// All rows of the tile, chunk by chunk.
+    fn rows(&self, e: &mut Emit, b: &Columns64, first: Val, last: Val) {
+        let width = self.vectors() * self.target.lanes as i64;
+        let (zero, all) = (e.i64(0), e.i64(MATMUL_COLS));
+        e.for_loop(zero, all, width, &[], |e, sub, _| {
+            let mut from = first;
+            for chunk in CHUNKS {
+                let left = e.sub(last, from);
+                let n = e.i64(chunk);
+                let whole = e.div(left, n);
+                let whole = e.mul(whole, n);
+                let to = e.add(from, whole);
+                e.for_loop(from, to, chunk, &[], |e, row, _| {
+                    self.chunk(e, b, sub, row, chunk);
+                    vec![]
+                });
+                from = to;
+            }
+            vec![]
+        });
+    }
+
+    /// The indices of a row of the flattened row dimensions, behind those of the batch.
+    fn index(&self, e: &mut Emit, row: Val) -> Vec<Val> {
+        let rows = self.body.unravel(e, row, self.rows);
+        self.batch.iter().copied().chain(rows).collect()
+    }
+
+    /// Pointer to A's row.
+    fn a_row(&self, e: &mut Emit, index: &[Val]) -> Val {
+        let a = &self.c.a;
+        let base = self.body.linear(e, &a.offset, index, &a.strides[..index.len()]);
+        e.at(self.body.args[a.arg], base, memory(self.dtype(a.arg)))
+    }
+
+    /// Masks of the tile's vectors, `None` where the column count is a multiple of the panel.
+    fn mask(&self, e: &mut Emit, first: Val) -> Option<Val> {
+        let cols = &self.body.kernel.cols;
+        if cols.as_const().is_some_and(|n| n % MATMUL_COLS == 0) {
+            return None;
+        }
+        let n = self.body.size(e, cols);
+        let left = e.sub(n, first);
+        Some(e.first_lanes(left, self.target.lanes))
+    }
+
+    /// `chunk` rows of A by `vectors` vectors of B.
+    fn chunk(&self, e: &mut Emit, b: &Columns64, sub: Val, row: Val, chunk: i64) {
+        let lanes = self.target.lanes;
+        let mut indices = vec![];
+        let mut a = vec![];
+        for i in 0..chunk {
+            let i = e.i64(i);
+            let r = e.add(row, i);
+            let index = self.index(e, r);
+            a.push(self.a_row(e, &index));
+            indices.push(index);
+        }
+        let mut firsts = vec![];
+        for v in 0..self.vectors() {
+            let at = e.i64(v * lanes as i64);
+            let at = e.add(sub, at);
+            firsts.push(at);
+        }
+        let columns: Vec<Val> = firsts.iter().map(|f| e.add(self.column, *f)).collect();
+        let masks: Vec<Option<Val>> = columns.iter().map(|c| self.mask(e, *c)).collect();
+        let zero = e.f32(0.0, Ty::vector(Elem::F32, lanes));
+        let init = vec![zero; a.len() * firsts.len()];
+        let acc = match b {
+            Columns64::Panel { base, pair } => self.panel_product(e, *base, *pair, &a, &firsts, &init),
+            Columns64::Rows { base, stride, dtype } => {
+                let starts: Vec<Val> = columns.iter().map(|c| e.at(*base, *c, memory(*dtype))).collect();
+                self.row_product(e, &starts, *stride, *dtype, &a, &masks, &init)
+            }
+        };
+        for (i, index) in indices.into_iter().enumerate() {
+            let acc: Vec<Val> = acc[i * firsts.len()..][..firsts.len()].to_vec();
+            self.epilogue(e, index, &columns, &masks, &acc);
+        }
+    }
+
+    /// The kernel's stores for one row.
+    fn epilogue(&self, e: &mut Emit, index: Vec<Val>, columns: &[Val], masks: &[Option<Val>], acc: &[Val]) {
+        let mut point = self.body.point(index);
+        for stage in &self.body.kernel.stages {
+            self.body.hoist(e, &mut point, stage);
+        }
+        for ((first, mask), acc) in columns.iter().zip(masks).zip(acc) {
+            let mut cols = Columns::new(*first, *mask, Some(*acc));
+            for stage in &self.body.kernel.stages {
+                let Stage::Store { to, value, when } = stage else {
+                    panic!("kernel {}: a matmul's epilogue does not reduce", self.body.kernel.name)
+                };
+                let value = self.body.vector(e, &mut point, &mut cols, *value);
+                let when = when.map(|w| self.body.vector(e, &mut point, &mut cols, w));
+                self.body.store_vector(e, &mut point, &mut cols, to, value, when);
+            }
+        }
+    }
+
+    /// Over a panel: units of four bytes, an f32 or a pair of bf16.
+    fn panel_product(&self, e: &mut Emit, base: Val, pair: i64, a: &[Val], firsts: &[Val], init: &[Val]) -> Vec<Val> {
+        let k = self.body.size(e, &self.c.k);
+        let shift = if pair == 2 { 1 } else { 0 };
+        let whole = if shift == 1 { e.shr(k, 1) } else { k };
+        let step = |e: &mut Emit, unit: Val, acc: &[Val], odd: bool| {
+            let width = e.i64(MATMUL_COLS);
+            let row = e.mul(unit, width);
+            let elem = if pair == 2 { Elem::I32 } else { Elem::F32 };
+            let b: Vec<Val> = firsts
+                .iter()
+                .map(|f| {
+                    let at = e.add(row, *f);
+                    let p = e.at(base, at, elem);
+                    e.load(p, Ty::vector(elem, self.target.lanes))
+                })
+                .collect();
+            let mut out = vec![];
+            for (i, a) in a.iter().enumerate() {
+                let acc = &acc[i * b.len()..][..b.len()];
+                out.extend(self.multiply(e, *a, unit, pair, odd, &b, acc));
+            }
+            out
+        };
+        let zero = e.i64(0);
+        // Few accumulators: several units an iteration keep the loads coming.
+        let unroll = if a.len() == 1 { 4 } else { 1 };
+        let n = e.i64(unroll);
+        let rounds = e.div(whole, n);
+        let rounds = e.mul(rounds, n);
+        let acc = e.for_loop(zero, rounds, unroll, init, |e, unit, acc| {
+            let mut acc = acc.to_vec();
+            for u in 0..unroll {
+                let u = e.i64(u);
+                let at = e.add(unit, u);
+                acc = step(e, at, &acc, false);
+            }
+            acc
+        });
+        let acc = match unroll {
+            1 => acc,
+            _ => e.for_loop(rounds, whole, 1, &acc, |e, unit, acc| step(e, unit, acc, false)),
+        };
+        if pair == 1 || self.c.k.as_const().is_some_and(|k| k % 2 == 0) {
+            return acc;
+        }
+        let one = e.i64(1);
+        let rest = e.and(k, one);
+        let odd = e.cmp(Cmp::Eq, rest, one);
+        e.if_then(odd, &acc, |e| step(e, whole, &acc, true))
+    }
+
+    /// One row of A, one unit of k: acc + a * b for every vector of B.
+    #[allow(clippy::too_many_arguments)]
+    fn multiply(&self, e: &mut Emit, a: Val, unit: Val, pair: i64, odd: bool, b: &[Val], acc: &[Val]) -> Vec<Val> {
+        let lanes = self.target.lanes;
+        if pair == 1 {
+            let p = e.at(a, unit, Elem::F32);
+            let x = e.load(p, Ty::scalar(Elem::F32));
+            let x = e.broadcast(x, lanes);
+            return b.iter().zip(acc).map(|(b, acc)| e.fma(x, *b, *acc)).collect();
+        }
+        let p = e.at(a, unit, Elem::I32);
+        let x = if odd {
+            let x = e.load(p, Ty::scalar(Elem::I16));
+            e.extend_unsigned(x, Elem::I32)
+        } else {
+            // Two bf16; four bytes that may lie at any even address.
+            e.load(p, Ty::scalar(Elem::I32))
+        };
+        if self.target.bf16_dot {
+            let ty = Ty::vector(Elem::BF16, 2 * lanes);
+            let x = e.broadcast(x, lanes);
+            let x = e.bitcast(x, ty);
+            return b
+                .iter()
+                .zip(acc)
+                .map(|(b, acc)| {
+                    let b = e.bitcast(*b, ty);
+                    e.dot_bf16(*acc, x, b)
+                })
+                .collect();
+        }
+        let halves = |e: &mut Emit, x: Val| {
+            let even = e.shl(x, 16);
+            let high = e.int(-65536, x.ty);
+            let odd = e.and(x, high);
+            [even, odd].map(|v| e.bitcast(v, x.ty.with(Elem::F32)))
+        };
+        let x = halves(e, x).map(|v| e.broadcast(v, lanes));
+        b.iter()
+            .zip(acc)
+            .map(|(b, acc)| {
+                let b = halves(e, *b);
+                let acc = e.fma(x[0], b[0], *acc);
+                e.fma(x[1], b[1], acc)
+            })
+            .collect()
+    }
+
+    /// Over B's rows as they lie: columns contiguous, one k at a time, in f32.
+    #[allow(clippy::too_many_arguments)]
+    fn row_product(
+        &self,
+        e: &mut Emit,
+        starts: &[Val],
+        stride: Val,
+        dtype: DType,
+        a: &[Val],
+        masks: &[Option<Val>],
+        init: &[Val],
+    ) -> Vec<Val> {
+        let (lanes, elem) = (self.target.lanes, memory(dtype));
+        let a_type = self.dtype(self.c.a.arg);
+        let zero = e.i64(0);
+        let k = self.body.size(e, &self.c.k);
+        e.for_loop(zero, k, 1, init, |e, k, acc| {
+            let offset = e.mul(k, stride);
+            let mut b = vec![];
+            for (start, mask) in starts.iter().zip(masks) {
+                let p = e.at(*start, offset, elem);
+                let ty = Ty::vector(elem, lanes);
+                let raw = match mask {
+                    None => e.load(p, ty),
+                    Some(mask) => e.masked_load(p, *mask, ty),
+                };
+                b.push(widen(e, raw, dtype));
+            }
+            let mut out = vec![];
+            for (i, a) in a.iter().enumerate() {
+                let p = e.at(*a, k, memory(a_type));
+                let x = e.load(p, Ty::scalar(memory(a_type)));
+                let x = widen(e, x, a_type);
+                let x = e.broadcast(x, lanes);
+                out.extend(b.iter().zip(&acc[i * b.len()..]).map(|(b, acc)| e.fma(x, *b, *acc)));
+            }
+            out
+        })
+    }
+
+    /// Keys `[n, k]` into panel layout in scratch, 64 of them; past the last key the last one again (its column is masked).
+    fn pack(&self, e: &mut Emit, base: Val, stride: Val, dtype: DType, scratch: Val) -> i64 {
+        let (pair, elem) = if dtype == DType::BF16 { (2, Elem::I32) } else { (1, Elem::F32) };
+        let lanes = self.target.lanes;
+        let k = self.body.size(e, &self.c.k);
+        let whole = if pair == 2 { e.shr(k, 1) } else { k };
+        let n = self.body.size(e, &self.body.kernel.cols);
+        let one = e.i64(1);
+        let last = e.sub(n, one);
+        let (zero, all) = (e.i64(0), e.i64(MATMUL_COLS));
+        e.for_loop(zero, all, lanes as i64, &[], |e, group, _| {
+            let lane = e.iota(Elem::I64, lanes);
+            let first = e.add(self.column, group);
+            let first = e.broadcast(first, lanes);
+            let key = e.add(first, lane);
+            let last = e.broadcast(last, lanes);
+            let key = e.min(key, last);
+            let stride = e.broadcast(stride, lanes);
+            let offsets = e.mul(key, stride);
+            let rows = e.at(base, offsets, memory(dtype));
+            let mask = e.all_lanes(lanes);
+            let copy = |e: &mut Emit, unit: Val, odd: bool| {
+                let from = if odd { Elem::I16 } else { elem };
+                // Lane pointers move by whole units of four bytes.
+                let unit_lanes = e.broadcast(unit, lanes);
+                let ptrs = e.at(rows, unit_lanes, elem);
+                let mut v = e.gather(ptrs, mask, Ty::vector(from, lanes));
+                if odd {
+                    v = e.extend_unsigned(v, Elem::I32);
+                }
+                let width = e.i64(MATMUL_COLS);
+                let to = e.mul(unit, width);
+                let to = e.add(to, group);
+                let to = e.at(scratch, to, elem);
+                e.store(v, to);
+            };
+            e.for_loop(zero, whole, 1, &[], |e, unit, _| {
+                copy(e, unit, false);
+                vec![]
+            });
+            if pair == 2 && self.c.k.as_const().is_none_or(|k| k % 2 == 1) {
+                let rest = e.and(k, one);
+                let odd = e.cmp(Cmp::Eq, rest, one);
+                e.if_then(odd, &[], |e| {
+                    copy(e, whole, true);
+                    vec![]
+                });
+            }
+            vec![]
+        });
+        pair
+    }
+
+    /// Few rows: dot products along k, one key after the other; the row's scores go through scratch to the epilogue.
+    #[allow(clippy::too_many_arguments)]
+    fn dots(&self, e: &mut Emit, base: Val, stride: Val, dtype: DType, first: Val, last: Val, scratch: Val) {
+        let lanes = self.target.lanes;
+        let a_type = self.dtype(self.c.a.arg);
+        let n = self.body.size(e, &self.body.kernel.cols);
+        let left = e.sub(n, self.column);
+        let width = e.i64(MATMUL_COLS);
+        let keys = e.min(left, width);
+        let k = self.body.size(e, &self.c.k);
+        let (zero, mask) = (e.i64(0), e.i64(-(lanes as i64)));
+        let whole = e.and(k, mask);
+        let rest = e.sub(k, whole);
+        let tail = self.c.k.as_const().is_none_or(|k| k % lanes as i64 != 0);
+        let tail_mask = tail.then(|| e.first_lanes(rest, lanes));
+        e.for_loop(first, last, 1, &[], |e, row, _| {
+            let index = self.index(e, row);
+            let a = self.a_row(e, &index);
+            e.for_loop(zero, keys, 1, &[], |e, j, _| {
+                let key = e.add(self.column, j);
+                let offset = e.mul(key, stride);
+                let b = e.at(base, offset, memory(dtype));
+                let step = |e: &mut Emit, at: Val, acc: Val, mask: Option<Val>| {
+                    let mut read = |p: Val, dtype: DType| {
+                        let p = e.at(p, at, memory(dtype));
+                        let ty = Ty::vector(memory(dtype), lanes);
+                        let raw = match mask {
+                            None => e.load(p, ty),
+                            Some(mask) => e.masked_load(p, mask, ty),
+                        };
+                        widen(e, raw, dtype)
+                    };
+                    let (x, y) = (read(a, a_type), read(b, dtype));
+                    e.fma(x, y, acc)
+                };
+                let init = e.f32(0.0, Ty::vector(Elem::F32, lanes));
+                let acc = e.for_loop(zero, whole, lanes as i64, &[init], |e, at, acc| vec![step(e, at, acc[0], None)]);
+                let acc = match tail_mask {
+                    None => acc[0],
+                    Some(mask) => step(e, whole, acc[0], Some(mask)),
+                };
+                let score = e.reduce_add(acc);
+                let to = e.at(scratch, j, Elem::F32);
+                e.store(score, to);
+                vec![]
+            });
+            let mut columns = vec![];
+            let mut acc = vec![];
+            for v in 0..MATMUL_COLS / lanes as i64 {
+                let at = e.i64(v * lanes as i64);
+                let p = e.at(scratch, at, Elem::F32);
+                acc.push(e.load(p, Ty::vector(Elem::F32, lanes)));
+                columns.push(e.add(self.column, at));
+            }
+            let masks: Vec<Option<Val>> = columns.iter().map(|c| self.mask(e, *c)).collect();
+            self.epilogue(e, index, &columns, &masks, &acc);
+            vec![]
+        });
+    }
+}

@@ -1,0 +1,39 @@
+//! Kernels for x86-64: emission per kind (`map`, `matmul`), targets, object code.
+
+mod expr;
+mod map;
+mod matmul;
+mod object;
+mod target;
+mod vmath;
+
+pub use matmul::scratch_bytes;
+pub use target::Target;
+
+use ir::plan::Kernel;
+
+/// Machine code of kernels, and the texts it came from (by kernel) if they were asked for.
+pub struct Compiled {
+    pub object: Vec<u8>,
+    pub mlir: Vec<(String, String)>,
+    pub llvm: Vec<(String, String)>,
+}
+
+/// Why kernels could not be compiled: always a bug, told with the kernel's name.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct CodeError(pub String);
+
+/// Compiles all kernels to one relocatable object; each is a symbol of its name.
+pub fn compile_kernels(kernels: &[Kernel], target: &Target, texts: bool) -> Result<Compiled, CodeError> {
+    let functions: Vec<(String, String)> = kernels.iter().map(|k| (k.name.clone(), emit(k, target))).collect();
+    object::compile(functions, target, texts)
+}
+
+/// The MLIR function of one kernel.
+pub fn emit(kernel: &Kernel, target: &Target) -> String {
+    match &kernel.contraction {
+        None => map::emit(kernel, target),
+        Some(contraction) => matmul::emit(kernel, contraction, target),
+    }
+}

@@ -1,0 +1,4 @@
+//! MLIR: writing kernels (`emit`) and lowering them to LLVM IR (`lower`).
+
+pub mod emit;
+pub mod lower;
