@@ -1,3 +1,15 @@
 //! Loads a compiled artefact and runs it: no LLVM, no graph, no compiler.
 
 pub mod artefact;
+pub mod container;
+pub mod elf;
+pub mod engine;
+pub mod error;
+pub mod memory;
+pub mod pack;
+pub mod threads;
+mod validate;
+pub mod weights;
+
+pub use engine::{Engine, Input, Options, Output, State};
+pub use error::RuntimeError;
