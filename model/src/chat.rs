@@ -43,6 +43,11 @@ impl Message {
     }
 }
 
+/// One message of the user, up to the words that begin the model's answer.
+pub fn prompt(folder: &Path, text: &str) -> Result<String, ChatError> {
+    ChatTemplate::load(folder)?.render(&[Message::new("user", text)], true)
+}
+
 /// A compiled template and the special tokens it may name.
 pub struct ChatTemplate {
     env: Environment<'static>,

@@ -114,7 +114,7 @@ const GENERATION: &str = "generation_config.json";
 
 impl Config {
     /// Reads `config.json` and, if it is there, `generation_config.json` of a Hugging Face folder.
-    pub fn load(folder: &Path) -> Result<Config, ConfigError> {
+    pub fn from_folder(folder: &Path) -> Result<Config, ConfigError> {
         let json = read(&folder.join(CONFIG))?;
         let file = folder.join(GENERATION);
         let generation = if file.exists() { Some(read(&file)?) } else { None };

@@ -1,10 +1,12 @@
-//! Text generation, logits and loss over anything that can run the entry points ([`Runner`]): prefill, decode, sample, stop.
+//! Text generation, logits and loss over anything that can run the entry points ([`Runner`]: compiled code, or the evaluator in tests): prefill, decode, sample, stop.
 //!
 //! Works on token ids; text is the tokenizer's. Checks here what a user can get wrong (ids, lengths), so a runner sees only sane calls.
 
-use crate::sample::{SampleError, Sampler, Sampling};
+use runtime::Engine;
 
-type Cause = Box<dyn std::error::Error + Send + Sync>;
+use crate::Config;
+use crate::runner::{Cause, EngineRunner, Limits, Runner};
+use crate::sample::{SampleError, Sampler, Sampling};
 
 #[derive(Debug, thiserror::Error)]
 pub enum GenerateError {
@@ -43,72 +45,83 @@ pub enum GenerateError {
     Run(Cause),
 }
 
-/// What a runner can take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    pub vocab: i64,
-    /// Positions 0..max_context exist.
-    pub max_context: i64,
-    /// Slots of the local rings, if there are any: prompts that go round the ring must be prefilled without padding.
-    pub ring: Option<i64>,
+/// [`generate_on`] with compiled code.
+pub fn generate(
+    engine: &Engine,
+    config: &Config,
+    max_context: usize,
+    prompts: &[Vec<u32>],
+    request: &Request,
+    on_token: &mut dyn FnMut(usize, u32),
+) -> Result<Vec<Generated>, GenerateError> {
+    generate_on(
+        &mut EngineRunner::new(engine, config, max_context),
+        prompts,
+        request,
+        on_token,
+    )
 }
 
-impl Limits {
-    /// Of a model compiled for `max_context` positions.
-    pub fn new(config: &crate::Config, max_context: i64) -> Limits {
-        let ring = config
-            .attention
-            .mode
-            .trips()
-            .then(|| config.attention.window.min(max_context));
-        Limits {
-            vocab: config.vocab,
-            max_context,
-            ring,
-        }
-    }
+/// [`logits_on`] with compiled code.
+pub fn logits(
+    engine: &Engine,
+    config: &Config,
+    max_context: usize,
+    sequences: &[Vec<u32>],
+) -> Result<Vec<f32>, GenerateError> {
+    logits_on(&mut EngineRunner::new(engine, config, max_context), sequences)
 }
 
-/// The entry points of a model. Matrices are row-major; `tokens` [batch, rows], results f32.
-pub trait Runner {
-    fn limits(&self) -> Limits;
-    /// Forgets everything; from now on there are `batch` sequences of at most `capacity` tokens.
-    fn begin(&mut self, batch: usize, capacity: usize) -> Result<(), Cause>;
-    /// logits [batch, vocab] of row `last[b]` of each sequence, from position 0.
-    fn prefill(&mut self, tokens: &[i32], last: &[i32]) -> Result<Vec<f32>, Cause>;
-    /// logits [batch, vocab] after one more token per sequence, at position `start[b]`.
-    fn decode(&mut self, tokens: &[i32], start: &[i32]) -> Result<Vec<f32>, Cause>;
-    /// logits [batch, rows, vocab].
-    fn logits(&mut self, batch: usize, tokens: &[i32]) -> Result<Vec<f32>, Cause>;
-    /// Negative log likelihood [batch, rows] of the targets; 0 where the target is negative.
-    fn loss(&mut self, batch: usize, tokens: &[i32], targets: &[i32]) -> Result<Vec<f32>, Cause>;
+/// [`eval_loss_on`] with compiled code.
+pub fn eval_loss(
+    engine: &Engine,
+    config: &Config,
+    max_context: usize,
+    tokens: &[u32],
+    context: usize,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Loss, GenerateError> {
+    eval_loss_on(
+        &mut EngineRunner::new(engine, config, max_context),
+        tokens,
+        context,
+        progress,
+    )
 }
 
 /// What to generate.
 #[derive(Clone, Debug)]
-pub struct Request<'a> {
-    /// One sequence each, of any lengths.
-    pub prompts: &'a [Vec<u32>],
+pub struct Request {
     pub max_new_tokens: usize,
     pub sampling: Sampling,
     /// Tokens that end a sequence; they are not part of the result.
-    pub eos: &'a [u32],
+    pub stop: Vec<u32>,
 }
 
 /// Why a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
+pub enum Finish {
     EndOfText,
     MaxTokens,
     /// No position is left.
     ContextFull,
 }
 
+impl Finish {
+    pub fn name(self) -> &'static str {
+        match self {
+            Finish::EndOfText => "end_of_text",
+            Finish::MaxTokens => "max_tokens",
+            Finish::ContextFull => "context_full",
+        }
+    }
+}
+
 /// The new tokens of one sequence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Generated {
     pub tokens: Vec<u32>,
-    pub stop: Stop,
+    pub finish: Finish,
 }
 
 /// One sequence on its way.
@@ -116,7 +129,7 @@ struct Sequence<'a> {
     prompt: &'a [u32],
     sampler: Sampler,
     new: Vec<u32>,
-    stop: Option<Stop>,
+    finish: Option<Finish>,
     /// Tokens in the caches.
     done: usize,
     /// The last token fed.
@@ -127,32 +140,33 @@ struct Sequence<'a> {
 ///
 /// Unequal prompts are padded on the right. Where padding would push real keys out of a ring (`restart`, `stack`), only the shortest
 /// prompt's length is prefilled, and longer prompts are fed token by token beside the others' new tokens.
-pub fn generate(
+pub fn generate_on(
     runner: &mut dyn Runner,
+    prompts: &[Vec<u32>],
     request: &Request,
     on_token: &mut dyn FnMut(usize, u32),
 ) -> Result<Vec<Generated>, GenerateError> {
     let limits = runner.limits();
-    check(request.prompts, &limits)?;
-    let lengths = || request.prompts.iter().map(Vec::len);
+    check(prompts, &limits)?;
+    let lengths = || prompts.iter().map(Vec::len);
     let (shortest, longest) = (lengths().min().unwrap_or(0), lengths().max().unwrap_or(0));
     let context = usize::try_from(limits.max_context).unwrap_or(usize::MAX);
     let rows = match limits.ring {
         Some(ring) if longest as i64 > ring => shortest,
         _ => longest,
     };
-    let batch = request.prompts.len();
+    let batch = prompts.len();
     let mut sequences = vec![];
-    for (i, prompt) in request.prompts.iter().enumerate() {
+    for (i, prompt) in prompts.iter().enumerate() {
         let sampler = Sampler::new(request.sampling, i as u64);
         let sampler = sampler.map_err(|source| GenerateError::Sample { sequence: i, source })?;
         let done = prompt.len().min(rows);
-        let stop = (request.max_new_tokens == 0).then_some(Stop::MaxTokens);
+        let finish = (request.max_new_tokens == 0).then_some(Finish::MaxTokens);
         sequences.push(Sequence {
             prompt,
             sampler,
             new: vec![],
-            stop,
+            finish,
             done,
             token: prompt[done - 1],
         });
@@ -176,24 +190,24 @@ pub fn generate(
             s.step(row, request, context, &mut |token| on_token(i, token))
                 .map_err(|source| GenerateError::Sample { sequence: i, source })?;
         }
-        if sequences.iter().all(|s| s.stop.is_some()) {
+        if sequences.iter().all(|s| s.finish.is_some()) {
             break;
         }
         // A finished sequence repeats its last token in its place, which changes nothing.
         let next: Vec<i32> = sequences.iter().map(|s| s.token as i32).collect();
         let start: Vec<i32> = sequences
             .iter()
-            .map(|s| (s.done - usize::from(s.stop.is_some())) as i32)
+            .map(|s| (s.done - usize::from(s.finish.is_some())) as i32)
             .collect();
         logits = runner.decode(&next, &start).map_err(GenerateError::Run)?;
         sequences
             .iter_mut()
-            .filter(|s| s.stop.is_none())
+            .filter(|s| s.finish.is_none())
             .for_each(|s| s.done += 1);
     }
     let result = sequences.into_iter().map(|s| Generated {
         tokens: s.new,
-        stop: s.stop.unwrap_or(Stop::MaxTokens),
+        finish: s.finish.unwrap_or(Finish::MaxTokens),
     });
     Ok(result.collect())
 }
@@ -207,7 +221,7 @@ impl Sequence<'_> {
         context: usize,
         on_token: &mut dyn FnMut(u32),
     ) -> Result<(), SampleError> {
-        if self.stop.is_some() {
+        if self.finish.is_some() {
             return Ok(());
         }
         if let Some(token) = self.prompt.get(self.done) {
@@ -215,16 +229,16 @@ impl Sequence<'_> {
             return Ok(());
         }
         let token = self.sampler.next(logits)?;
-        if request.eos.contains(&token) {
-            self.stop = Some(Stop::EndOfText);
+        if request.stop.contains(&token) {
+            self.finish = Some(Finish::EndOfText);
             return Ok(());
         }
         self.new.push(token);
         on_token(token);
         if self.new.len() == request.max_new_tokens {
-            self.stop = Some(Stop::MaxTokens);
+            self.finish = Some(Finish::MaxTokens);
         } else if self.done == context {
-            self.stop = Some(Stop::ContextFull);
+            self.finish = Some(Finish::ContextFull);
         } else {
             self.token = token;
         }
@@ -233,7 +247,7 @@ impl Sequence<'_> {
 }
 
 /// logits [B, T, vocab] of equally long sequences, all positions.
-pub fn logits(runner: &mut dyn Runner, sequences: &[Vec<u32>]) -> Result<Vec<f32>, GenerateError> {
+pub fn logits_on(runner: &mut dyn Runner, sequences: &[Vec<u32>]) -> Result<Vec<f32>, GenerateError> {
     check(sequences, &runner.limits())?;
     let wanted = sequences[0].len();
     if let Some((sequence, s)) = sequences.iter().enumerate().find(|(_, s)| s.len() != wanted) {
@@ -255,18 +269,19 @@ pub struct Loss {
     /// exp(loss)
     pub perplexity: f64,
     /// Tokens predicted.
-    pub tokens: usize,
+    pub predictions: usize,
 }
 
 /// The loss on a text cut into windows of `context` tokens that do not overlap (the last one may be shorter).
 ///
 /// In each window every token but the first is predicted from those before it in the window: a window of n tokens gives n - 1
-/// predictions, and the mean, in f64, is over all predictions of all windows. `progress(tokens done, tokens)` after each window.
-pub fn eval_loss(
+/// predictions, and the mean, in f64, is over all predictions of all windows. `progress(tokens done)` after each
+/// window.
+pub fn eval_loss_on(
     runner: &mut dyn Runner,
     tokens: &[u32],
     context: usize,
-    progress: &mut dyn FnMut(usize, usize),
+    progress: &mut dyn FnMut(usize),
 ) -> Result<Loss, GenerateError> {
     if context < 2 {
         return Err(GenerateError::Context(context));
@@ -300,13 +315,13 @@ pub fn eval_loss(
             sum += nll.iter().take(window.len() - 1).map(|x| f64::from(*x)).sum::<f64>();
             count += window.len() - 1;
         }
-        progress(w * context + window.len(), tokens.len());
+        progress(w * context + window.len());
     }
     let loss = sum / count as f64;
     Ok(Loss {
         loss,
         perplexity: loss.exp(),
-        tokens: count,
+        predictions: count,
     })
 }
 

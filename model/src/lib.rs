@@ -6,6 +6,7 @@ pub mod config;
 pub mod generate;
 pub mod graph;
 pub mod retrofit;
+pub mod runner;
 pub mod sample;
 pub mod tokenizer;
 pub mod weights;

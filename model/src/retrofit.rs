@@ -7,10 +7,12 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use runtime::RuntimeError;
+use runtime::weights::Checkpoint;
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value, json};
 
-use crate::config::{Config, ConfigError, LoopAttention};
+use crate::config::{self, Config, ConfigError, Mode};
 use crate::weights::{self, WeightsError};
 
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +21,8 @@ pub enum RetrofitError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    #[error(transparent)]
+    Checkpoint(#[from] RuntimeError),
     #[error("{folder}: it is a loop model already ({mode}); retrofit the plain model it came from", folder = folder.display())]
     LoopModel { folder: PathBuf, mode: &'static str },
     #[error("{out}: it exists already; remove it or choose another -o", out = out.display())]
@@ -30,7 +34,7 @@ pub enum RetrofitError {
     #[error("--loops {0}: it must be from 2 to 64")]
     Loops(i64),
     #[error("--gate-bias {0}: it must be a finite number")]
-    Bias(f64),
+    Bias(f32),
     #[error("{path}: {source}", path = path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error("{path}: cannot write the gates: {source}", path = path.display())]
@@ -40,32 +44,47 @@ pub enum RetrofitError {
     },
 }
 
-const GATES_FILE: &str = "model-gates.safetensors";
+/// What to add.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Options {
+    /// `Layer`, `Restart` or `Stack`.
+    pub mode: Mode,
+    /// Keys that the local pass sees, at least 1.
+    pub window: i64,
+    /// Trips of `Restart` and `Stack`, from 2 to 64.
+    pub loops: i64,
+    /// The gates' first bias: sigmoid(bias) is the weight of the global pass.
+    pub gate_bias: f32,
+}
 
-/// Writes the folder `out`: `base` with gates of weight 0 and bias `gate_bias` (f32) in every head.
+const GATES_FILE: &str = "model-gates.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Writes the folder `out`: `base` with gates of weight 0 and bias `options.gate_bias` (f32) in every head.
 ///
 /// All or nothing: the folder is written beside `out` under another name and renamed when it is complete.
-pub fn retrofit(base: &Path, attention: LoopAttention, gate_bias: f64, out: &Path) -> Result<(), RetrofitError> {
-    if !attention.mode.gated() {
+pub fn retrofit(base: &Path, out: &Path, options: &Options) -> Result<(), RetrofitError> {
+    if !options.mode.gated() {
         return Err(RetrofitError::Base);
     }
-    if !(1..=i64::from(i32::MAX)).contains(&attention.window) {
-        return Err(RetrofitError::Window(attention.window));
+    if !(1..=i64::from(i32::MAX)).contains(&options.window) {
+        return Err(RetrofitError::Window(options.window));
     }
-    if !(2..=64).contains(&attention.loops) {
-        return Err(RetrofitError::Loops(attention.loops));
+    if !(2..=64).contains(&options.loops) {
+        return Err(RetrofitError::Loops(options.loops));
     }
-    if !(gate_bias as f32).is_finite() {
-        return Err(RetrofitError::Bias(gate_bias));
+    if !options.gate_bias.is_finite() {
+        return Err(RetrofitError::Bias(options.gate_bias));
     }
-    let config = Config::load(base)?;
+    let config = Config::from_folder(base)?;
     if config.attention.mode.gated() {
         return Err(RetrofitError::LoopModel {
             folder: base.to_path_buf(),
             mode: config.attention.mode.name(),
         });
     }
-    weights::check(&config, base)?;
+    let checkpoint = Checkpoint::open(base)?;
+    weights::check(&config, &checkpoint)?;
     if out.symlink_metadata().is_ok() {
         return Err(RetrofitError::Exists { out: out.to_path_buf() });
     }
@@ -74,7 +93,7 @@ pub fn retrofit(base: &Path, attention: LoopAttention, gate_bias: f64, out: &Pat
         .map(|n| n.to_string_lossy().into_owned())
         .unwrap_or_default();
     let draft = out.with_file_name(format!(".{name}.{}.part", std::process::id()));
-    let written = write(base, &config, attention, gate_bias as f32, &draft).and_then(|()| {
+    let written = write(base, &config, &checkpoint, options, &draft).and_then(|()| {
         fs::rename(&draft, out).map_err(|source| RetrofitError::Io {
             path: out.to_path_buf(),
             source,
@@ -86,7 +105,13 @@ pub fn retrofit(base: &Path, attention: LoopAttention, gate_bias: f64, out: &Pat
     written
 }
 
-fn write(base: &Path, config: &Config, attention: LoopAttention, bias: f32, draft: &Path) -> Result<(), RetrofitError> {
+fn write(
+    base: &Path,
+    config: &Config,
+    checkpoint: &Checkpoint,
+    options: &Options,
+    draft: &Path,
+) -> Result<(), RetrofitError> {
     let io = |path: &Path| {
         let path = path.to_path_buf();
         move |source| RetrofitError::Io { path, source }
@@ -95,7 +120,9 @@ fn write(base: &Path, config: &Config, attention: LoopAttention, bias: f32, draf
     for entry in fs::read_dir(base).map_err(io(base))? {
         let entry = entry.map_err(io(base))?;
         let (from, to) = (entry.path(), draft.join(entry.file_name()));
-        let rewritten = ["config.json", weights::INDEX, GATES_FILE].iter().any(|n| entry.file_name() == *n);
+        let rewritten = ["config.json", INDEX, GATES_FILE]
+            .iter()
+            .any(|n| entry.file_name() == *n);
         if rewritten || !from.is_file() {
             continue;
         }
@@ -110,7 +137,7 @@ fn write(base: &Path, config: &Config, attention: LoopAttention, bias: f32, draf
     let gates = draft.join(GATES_FILE);
     let (heads, dim) = (config.heads as usize, config.head_dim as usize);
     let zeros = vec![0u8; heads * dim * 4];
-    let biases: Vec<u8> = bias.to_le_bytes().repeat(heads);
+    let biases: Vec<u8> = options.gate_bias.to_le_bytes().repeat(heads);
     let mut tensors = vec![];
     for i in 0..config.layers {
         for (part, shape, bytes) in [("weight", vec![heads, dim], &zeros), ("bias", vec![heads], &biases)] {
@@ -129,14 +156,17 @@ fn write(base: &Path, config: &Config, attention: LoopAttention, bias: f32, draf
         source,
     })?;
 
+    let old = base.join(INDEX);
+    let old = if old.exists() { config::read(&old)? } else { Value::Null };
     let mut map: BTreeMap<String, String> = BTreeMap::new();
-    for (name, info) in weights::inventory(base)? {
-        let file = info
-            .file
-            .file_name()
-            .map(|n| n.to_string_lossy().into_owned())
-            .unwrap_or_default();
-        map.insert(name, file);
+    for name in checkpoint.shapes().into_keys() {
+        // Without an index there is one file; a tensor that an index forgets is in one of its shards all the same.
+        if let Some(file) = old
+            .pointer("/weight_map")
+            .map_or(Some("model.safetensors"), |m| m.get(&name)?.as_str())
+        {
+            map.insert(name, file.to_string());
+        }
     }
     map.extend(names.into_iter().map(|name| (name, GATES_FILE.to_string())));
     let mut total = 0;
@@ -144,17 +174,17 @@ fn write(base: &Path, config: &Config, attention: LoopAttention, bias: f32, draf
         total += fs::metadata(draft.join(file)).map_err(io(&draft.join(file)))?.len();
     }
     let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
-    save(&draft.join(weights::INDEX), &index)?;
+    save(&draft.join(INDEX), &index)?;
 
     let mut json = config.json.clone();
     if let Some(map) = json.as_object_mut() {
-        let value = json!({ "mode": attention.mode.name(), "window": attention.window, "loops": attention.loops });
+        let value = json!({ "mode": options.mode.name(), "window": options.window, "loops": options.loops });
         map.insert("loop_attention".to_string(), value);
     }
     save(&draft.join("config.json"), &json)?;
     // What we wrote must be what we would read.
-    let written = Config::load(draft)?;
-    weights::check(&written, draft)?;
+    let written = Config::from_folder(draft)?;
+    weights::check(&written, &Checkpoint::open(draft)?)?;
     Ok(())
 }
 

@@ -8,29 +8,21 @@ pub enum TokenizerError {
     Missing { file: PathBuf },
     #[error("{file}: cannot load the tokenizer: {reason}", file = file.display())]
     Load { file: PathBuf, reason: String },
-    #[error("{file}: cannot encode the text: {reason}", file = file.display())]
-    Encode { file: PathBuf, reason: String },
     #[error("{file}: cannot decode the tokens: {reason}", file = file.display())]
     Decode { file: PathBuf, reason: String },
-    #[error(
-        "{file}: gives token {id}, but config.json's vocab_size is {vocab}; it belongs to another model",
-        file = file.display()
-    )]
-    Foreign { file: PathBuf, id: u32, vocab: i64 },
-    #[error("{file}: has no token {id} (ids end at {last})", file = file.display())]
-    Unknown { file: PathBuf, id: u32, last: u32 },
+    #[error("{file}: cannot encode the text: {reason}", file = file.display())]
+    Encode { file: PathBuf, reason: String },
 }
 
 /// The tokenizer of one model folder.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     file: PathBuf,
-    vocab: i64,
 }
 
 impl Tokenizer {
-    /// Reads `folder/tokenizer.json`. `vocab` is the model's: larger ids are refused.
-    pub fn load(folder: &Path, vocab: i64) -> Result<Tokenizer, TokenizerError> {
+    /// Reads `folder/tokenizer.json`.
+    pub fn from_folder(folder: &Path) -> Result<Tokenizer, TokenizerError> {
         let file = folder.join("tokenizer.json");
         if !file.exists() {
             return Err(TokenizerError::Missing { file });
@@ -40,7 +32,7 @@ impl Tokenizer {
                 // A file may carry settings of its training; a prompt is never cut or padded.
                 let _ = inner.with_truncation(None);
                 inner.with_padding(None);
-                Ok(Tokenizer { inner, file, vocab })
+                Ok(Tokenizer { inner, file })
             }
             Err(e) => Err(TokenizerError::Load {
                 file,
@@ -56,28 +48,16 @@ impl Tokenizer {
             file: self.file.clone(),
             reason: e.to_string(),
         })?;
-        let ids = encoded.get_ids().to_vec();
-        match ids.iter().find(|id| i64::from(**id) >= self.vocab) {
-            Some(&id) => Err(TokenizerError::Foreign {
-                file: self.file.clone(),
-                id,
-                vocab: self.vocab,
-            }),
-            None => Ok(ids),
-        }
+        Ok(encoded.get_ids().to_vec())
     }
 
-    /// The text of `ids`, special tokens left out. An id that the tokenizer does not have is an error.
+    /// The text of `ids`, special tokens left out. Ids the tokenizer lacks (a padded vocabulary has them) are no text.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
-        if let Some(&id) = ids.iter().find(|id| self.inner.id_to_token(**id).is_none()) {
-            let last = self.inner.get_vocab(true).into_values().max().unwrap_or(0);
-            return Err(TokenizerError::Unknown {
-                file: self.file.clone(),
-                id,
-                last,
-            });
-        }
-        self.raw(ids)
+        let text = self.inner.decode(ids, true);
+        text.map_err(|e| TokenizerError::Decode {
+            file: self.file.clone(),
+            reason: e.to_string(),
+        })
     }
 
     /// The id of a token by its exact name (`<|im_end|>`).
@@ -94,17 +74,14 @@ impl Tokenizer {
         }
     }
 
-    fn raw(&self, ids: &[u32]) -> Result<String, TokenizerError> {
-        let text = self.inner.decode(ids, true);
-        text.map_err(|e| TokenizerError::Decode {
-            file: self.file.clone(),
-            reason: e.to_string(),
-        })
+    /// For the stream, which cannot fail: what cannot be decoded shows as U+FFFD.
+    fn shown(&self, ids: &[u32]) -> String {
+        self.decode(ids).unwrap_or_else(|_| "\u{fffd}".to_string())
     }
 }
 
 /// Decodes token by token. What it returns, put together, is the text of all tokens; a character whose bytes are spread over
-/// tokens comes when it is complete. Ids the tokenizer lacks (a padded vocabulary has them) are no text.
+/// tokens comes when it is complete.
 pub struct Stream<'a> {
     tokenizer: &'a Tokenizer,
     /// The tokens since the last cut, where decoding may begin afresh.
@@ -115,9 +92,9 @@ pub struct Stream<'a> {
 
 impl Stream<'_> {
     /// Takes one more token and returns the text that is now certain (often empty).
-    pub fn push(&mut self, id: u32) -> Result<String, TokenizerError> {
+    pub fn push(&mut self, id: u32) -> String {
         self.ids.push(id);
-        let text = self.tokenizer.raw(&self.ids)?;
+        let text = self.tokenizer.shown(&self.ids);
         // U+FFFD at the end: the first bytes of a character whose rest is still to come.
         let certain = text.trim_end_matches('\u{fffd}').len();
         let new = text.get(self.shown..certain).unwrap_or("").to_string();
@@ -126,15 +103,15 @@ impl Stream<'_> {
         // token of a text differently (a leading space).
         if self.ids.len() > 16 && certain == text.len() {
             self.ids.drain(..self.ids.len() - 1);
-            self.shown = self.tokenizer.raw(&self.ids)?.len();
+            self.shown = self.tokenizer.shown(&self.ids).len();
         }
-        Ok(new)
+        new
     }
 
     /// What was held back, at the end of the text.
-    pub fn finish(self) -> Result<String, TokenizerError> {
-        let text = self.tokenizer.raw(&self.ids)?;
-        Ok(text.get(self.shown..).unwrap_or("").to_string())
+    pub fn finish(self) -> String {
+        let text = self.tokenizer.shown(&self.ids);
+        text.get(self.shown..).unwrap_or("").to_string()
     }
 }
 
@@ -159,7 +136,7 @@ mod tests {
         let json = serde_json::json!({"version": "1.0", "added_tokens": [special], "pre_tokenizer": level, "decoder": level,
             "model": {"type": "BPE", "vocab": vocab, "merges": []}});
         std::fs::write(dir.join("tokenizer.json"), json.to_string()).unwrap();
-        Tokenizer::load(dir, 300).unwrap()
+        Tokenizer::from_folder(dir).unwrap()
     }
 
     const TEXTS: [&str; 4] = [
@@ -188,12 +165,12 @@ mod tests {
             let mut stream = tokenizer.stream();
             let mut out = String::new();
             for id in tokenizer.encode(text, false).unwrap() {
-                let piece = stream.push(id).unwrap();
+                let piece = stream.push(id);
                 assert!(!piece.contains('\u{fffd}'), "a torn character in {piece:?}");
                 out.push_str(&piece);
                 assert!(text.starts_with(&out), "{out:?} begins {text:?}");
             }
-            out.push_str(&stream.finish().unwrap());
+            out.push_str(&stream.finish());
             assert_eq!(out, text);
         }
     }
@@ -204,9 +181,9 @@ mod tests {
         let tokenizer = bytes(dir.path());
         let mut stream = tokenizer.stream();
         let ids = tokenizer.encode("a世", false).unwrap();
-        let out: String = ids[..3].iter().map(|id| stream.push(*id).unwrap()).collect();
+        let out: String = ids[..3].iter().map(|id| stream.push(*id)).collect();
         assert_eq!(out, "a");
-        assert!(stream.finish().unwrap().starts_with('\u{fffd}'));
+        assert!(stream.finish().starts_with('\u{fffd}'));
     }
 
     #[test]
@@ -225,16 +202,15 @@ mod tests {
     fn what_cannot_be_is_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
         let error = |e: TokenizerError| e.to_string().replace(&dir.path().display().to_string(), "DIR");
-        insta::assert_snapshot!(error(Tokenizer::load(dir.path(), 9).err().unwrap()), @"DIR/tokenizer.json: there is no tokenizer; copy the model's tokenizer.json there (or pass token ids)");
-        let tokenizer = bytes(dir.path());
-        insta::assert_snapshot!(error(tokenizer.decode(&[0, 290]).err().unwrap()), @"DIR/tokenizer.json: has no token 290 (ids end at 256)");
-        let small = Tokenizer::load(dir.path(), 10).unwrap();
-        let foreign = error(small.encode("z", true).err().unwrap());
-        assert!(
-            foreign.contains("vocab_size is 10; it belongs to another model"),
-            "{foreign}"
+        insta::assert_snapshot!(error(Tokenizer::from_folder(dir.path()).err().unwrap()), @"DIR/tokenizer.json: there is no tokenizer; copy the model's tokenizer.json there (or pass token ids)");
+        assert_eq!(
+            bytes(dir.path()).decode(&[290]).unwrap(),
+            "",
+            "an id of a padded vocabulary"
         );
         std::fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
-        assert!(error(Tokenizer::load(dir.path(), 9).err().unwrap()).starts_with("DIR/tokenizer.json: cannot load"));
+        assert!(
+            error(Tokenizer::from_folder(dir.path()).err().unwrap()).starts_with("DIR/tokenizer.json: cannot load")
+        );
     }
 }

@@ -7,7 +7,8 @@ use std::error::Error;
 use common::{CAPACITY, Case, States, goldens};
 use ir::eval::Tensor;
 use model::Mode;
-use model::generate::{GenerateError, Limits, Request, Runner, Stop, eval_loss, generate, logits};
+use model::generate::{Finish, GenerateError, Request, eval_loss_on, generate_on, logits_on};
+use model::runner::{Limits, Runner};
 use model::sample::Sampling;
 
 /// A golden checkpoint in the evaluator.
@@ -114,12 +115,11 @@ fn prompts() -> Vec<Vec<u32>> {
 /// New tokens, one list per prompt, without streaming.
 fn run(runner: &mut Evaluated, prompts: &[Vec<u32>], n: usize, how: Sampling) -> Vec<Vec<u32>> {
     let request = Request {
-        prompts,
         max_new_tokens: n,
         sampling: how,
-        eos: &[],
+        stop: vec![],
     };
-    generate(runner, &request, &mut |_, _| ())
+    generate_on(runner, prompts, &request, &mut |_, _| ())
         .unwrap()
         .into_iter()
         .map(|g| g.tokens)
@@ -133,7 +133,7 @@ fn greedy_generation_is_the_argmax_of_growing_texts() {
         let new = run(&mut runner, &[text.clone()], 6, GREEDY).remove(0);
         let vocab = runner.case.config.vocab as usize;
         for token in new {
-            let all = logits(&mut runner, &[text.clone()]).unwrap();
+            let all = logits_on(&mut runner, &[text.clone()]).unwrap();
             let row = &all[all.len() - vocab..];
             let best = (0..vocab).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap();
             assert_eq!(token, best as u32, "{} after {text:?}", runner.case.name);
@@ -172,21 +172,20 @@ fn generation_stops_and_streams() {
         let mut streamed = vec![vec![]; 3];
         let list = prompts();
         let request = Request {
-            prompts: &list,
             max_new_tokens: 8,
             sampling: GREEDY,
-            eos: &[eos],
+            stop: vec![eos],
         };
-        let result = generate(&mut runner, &request, &mut |i, token| streamed[i].push(token)).unwrap();
+        let result = generate_on(&mut runner, &list, &request, &mut |i, token| streamed[i].push(token)).unwrap();
         for (i, generated) in result.iter().enumerate() {
             let end = free[i].iter().position(|t| *t == eos);
             let stop = if end.is_some() {
-                Stop::EndOfText
+                Finish::EndOfText
             } else {
-                Stop::MaxTokens
+                Finish::MaxTokens
             };
             assert_eq!(
-                (&generated.tokens[..], generated.stop),
+                (&generated.tokens[..], generated.finish),
                 (&free[i][..end.unwrap_or(8)], stop)
             );
             assert_eq!(streamed[i], generated.tokens);
@@ -195,20 +194,23 @@ fn generation_stops_and_streams() {
         // 7 tokens in a context of 9: positions 7 and 8 are left, and the last new token needs none.
         runner.max_context = 9;
         let request = Request {
-            prompts: &list[..1],
             max_new_tokens: 8,
             sampling: GREEDY,
-            eos: &[],
+            stop: vec![],
         };
-        let full = generate(&mut runner, &request, &mut |_, _| ()).unwrap().remove(0);
-        assert_eq!((&full.tokens[..], full.stop), (&free[0][..3], Stop::ContextFull));
+        let full = generate_on(&mut runner, &list[..1], &request, &mut |_, _| ())
+            .unwrap()
+            .remove(0);
+        assert_eq!((&full.tokens[..], full.finish), (&free[0][..3], Finish::ContextFull));
 
         let nothing = Request {
             max_new_tokens: 0,
             ..request
         };
-        let nothing = generate(&mut runner, &nothing, &mut |_, _| ()).unwrap().remove(0);
-        assert_eq!((nothing.tokens.len(), nothing.stop), (0, Stop::MaxTokens));
+        let nothing = generate_on(&mut runner, &list[..1], &nothing, &mut |_, _| ())
+            .unwrap()
+            .remove(0);
+        assert_eq!((nothing.tokens.len(), nothing.finish), (0, Finish::MaxTokens));
     }
 }
 
@@ -234,22 +236,22 @@ fn the_loss_of_windows_is_the_mean_over_their_predictions() {
         // Windows of 5, 5 and 1: the last predicts nothing.
         let mut sum = 0.0;
         for window in [&tokens[..5], &tokens[5..10]] {
-            let all = logits(&mut runner, &[window.to_vec()]).unwrap();
+            let all = logits_on(&mut runner, &[window.to_vec()]).unwrap();
             for (row, next) in all.chunks(runner.case.config.vocab as usize).zip(&window[1..]) {
                 let total: f64 = row.iter().map(|x| f64::from(*x).exp()).sum();
                 sum += total.ln() - f64::from(row[*next as usize]);
             }
         }
         let mut seen = vec![];
-        let loss = eval_loss(&mut runner, &tokens, 5, &mut |done, of| seen.push((done, of))).unwrap();
-        assert_eq!(loss.tokens, 8);
+        let loss = eval_loss_on(&mut runner, &tokens, 5, &mut |done| seen.push(done)).unwrap();
+        assert_eq!(loss.predictions, 8);
         assert!(
             (loss.loss - sum / 8.0).abs() < 1e-6,
             "{loss:?} instead of {}",
             sum / 8.0
         );
         assert!((loss.perplexity - loss.loss.exp()).abs() < 1e-9);
-        assert_eq!(seen, [(5, 11), (10, 11), (11, 11)]);
+        assert_eq!(seen, [5, 10, 11]);
     }
 }
 
@@ -260,12 +262,13 @@ fn what_cannot_be_run_is_refused_with_numbers() {
     let vocab = runner.case.config.vocab as u32;
     let mut refused = |prompts: &[Vec<u32>]| {
         let request = Request {
-            prompts,
             max_new_tokens: 3,
             sampling: GREEDY,
-            eos: &[],
+            stop: vec![],
         };
-        generate(&mut runner, &request, &mut |_, _| ()).unwrap_err().to_string()
+        generate_on(&mut runner, prompts, &request, &mut |_, _| ())
+            .unwrap_err()
+            .to_string()
     };
     assert_eq!(refused(&[]), "no sequences were given");
     assert_eq!(
@@ -285,7 +288,7 @@ fn what_cannot_be_run_is_refused_with_numbers() {
         )),
         "{error}"
     );
-    let unequal = logits(&mut runner, &[vec![1, 2], vec![3]]);
+    let unequal = logits_on(&mut runner, &[vec![1, 2], vec![3]]);
     assert!(matches!(
         unequal,
         Err(GenerateError::Unequal {
@@ -294,7 +297,7 @@ fn what_cannot_be_run_is_refused_with_numbers() {
             wanted: 2
         })
     ));
-    let mut loss = |tokens: &[u32], context| eval_loss(&mut runner, tokens, context, &mut |_, _| ()).unwrap_err();
+    let mut loss = |tokens: &[u32], context| eval_loss_on(&mut runner, tokens, context, &mut |_| ()).unwrap_err();
     assert!(matches!(loss(&[1, 2], 1), GenerateError::Context(1)));
     assert!(matches!(loss(&[1], 4), GenerateError::NothingToPredict(1)));
     assert!(matches!(

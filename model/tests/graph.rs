@@ -7,7 +7,7 @@ use std::path::Path;
 
 use common::{Case, States, goldens};
 use ir::DType;
-use model::graph::{self, Options};
+use model::graph::{self, GraphError, Options};
 use model::{Config, Mode};
 
 /// The goldens are rounded to f32.
@@ -35,7 +35,7 @@ fn logits_and_loss_are_the_references() {
             let tokens = &golden["tokens"];
             let (batch, rows) = (tokens.shape[0], tokens.shape[1]);
             let ids = ("tokens", &tokens.shape[..], tokens.data.clone());
-            let logits = case.run("logits", 0, &[ids.clone()], &mut States::new());
+            let logits = case.run("logits", 0, std::slice::from_ref(&ids), &mut States::new());
             let error = distance(&logits.data, &golden["logits"].data);
             assert!(error < TOLERANCE, "{}: logits are off by {error:e}", case.name);
 
@@ -137,7 +137,27 @@ fn the_layer_mode_graph_as_text() {
                 embedding: DType::BF16,
                 max_context: 512,
             },
-        );
+        )
+        .unwrap();
         insta::assert_snapshot!(format!("layer_{name}"), module.to_string());
+    }
+}
+
+#[test]
+fn options_out_of_range_are_refused() {
+    let config = Config::from_folder(&goldens()[0]).unwrap();
+    let build = |dtype, max_context| {
+        graph::build(
+            &config,
+            &Options {
+                dtype,
+                embedding: DType::F32,
+                max_context,
+            },
+        )
+    };
+    assert_eq!(build(DType::F16, 9), Err(GraphError::DType(DType::F16)));
+    for found in [0, -1, i64::MAX] {
+        assert!(matches!(build(DType::F32, found), Err(GraphError::Context { found: f, .. }) if f == found));
     }
 }

@@ -50,11 +50,32 @@ impl Phase {
     }
 }
 
+/// Why no graph was built.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum GraphError {
+    #[error("--dtype {0}: models run in f32 or bf16")]
+    DType(DType),
+    #[error("--max-context {found}: it must be from 1 to {max}")]
+    Context { found: i64, max: i64 },
+}
+
+/// Positions a model can have; the RoPE table has a row for each.
+const MAX_CONTEXT: i64 = 1 << 24;
+
 /// The module with the entry points `prefill(tokens, last)`, `decode(tokens, start)`, `logits(tokens)`, `loss(tokens, targets)`.
 ///
 /// tokens, targets [B, T] i32 (decode: [B, 1]); last, start [B] i32. Results: `logits` [B, 1, V] f32 (`logits`: [B, T, V]),
 /// `nll` [B, T] f32, 0 where the target is negative.
-pub fn build(config: &Config, options: &Options) -> Module {
+pub fn build(config: &Config, options: &Options) -> Result<Module, GraphError> {
+    if !matches!(options.dtype, DType::F32 | DType::BF16) {
+        return Err(GraphError::DType(options.dtype));
+    }
+    if !(1..=MAX_CONTEXT).contains(&options.max_context) {
+        return Err(GraphError::Context {
+            found: options.max_context,
+            max: MAX_CONTEXT,
+        });
+    }
     let mut module = Module::default();
     for phase in [Phase::Prefill, Phase::Decode, Phase::Full] {
         let layers = layer::functions(config, options, phase);
@@ -72,7 +93,7 @@ pub fn build(config: &Config, options: &Options) -> Module {
             }
         }
     }
-    module
+    Ok(module)
 }
 
 /// One entry point: embedding, all trips through the layers, the head.
