@@ -1,0 +1,158 @@
+//! Writes one kernel: arguments, expressions, stages over an iteration space given by a shape.
+
+use std::collections::HashMap;
+
+use ir::plan::{Access, Arg, Binary, Contraction, Expr, ExprId, Kernel, Launch, Reduction, Stage, Unary};
+use ir::{DType, Size};
+
+use super::view::View;
+
+/// A kernel in the making. Dimensions of size 1 are dropped from the iteration space; the last one left is the columns.
+pub struct KernelBuilder {
+    name: String,
+    /// Position of each dimension of the shape in the iteration space, `None` if it has size 1.
+    kept: Vec<Option<usize>>,
+    sizes: Vec<Size>,
+    args: Vec<Arg>,
+    /// Buffers by argument.
+    buffers: Vec<usize>,
+    exprs: Vec<Expr>,
+    known: HashMap<Expr, ExprId>,
+    stages: Vec<Stage>,
+}
+
+impl KernelBuilder {
+    pub fn new(name: &str, shape: &[Size]) -> KernelBuilder {
+        KernelBuilder::with(name, shape, shape.len())
+    }
+
+    /// The last dimension stays the columns even if it has size 1: a contraction's columns are its n.
+    pub fn keeping_columns(name: &str, shape: &[Size]) -> KernelBuilder {
+        KernelBuilder::with(name, shape, shape.len() - 1)
+    }
+
+    fn with(name: &str, shape: &[Size], droppable: usize) -> KernelBuilder {
+        let mut sizes = vec![];
+        let kept = shape.iter().enumerate().map(|(d, n)| {
+            (d >= droppable || n.as_const() != Some(1)).then(|| {
+                sizes.push(n.clone());
+                sizes.len() - 1
+            })
+        });
+        let kept = kept.collect();
+        KernelBuilder {
+            name: name.to_string(),
+            kept,
+            sizes,
+            args: vec![],
+            buffers: vec![],
+            exprs: vec![],
+            known: HashMap::new(),
+            stages: vec![],
+        }
+    }
+
+    pub fn expr(&mut self, expr: Expr) -> ExprId {
+        if let Some(id) = self.known.get(&expr) {
+            return *id;
+        }
+        self.exprs.push(expr.clone());
+        self.known.insert(expr, self.exprs.len() - 1);
+        self.exprs.len() - 1
+    }
+
+    pub fn float(&mut self, x: f64) -> ExprId {
+        self.expr(Expr::Float((x as f32).to_bits()))
+    }
+
+    pub fn int(&mut self, x: i32) -> ExprId {
+        self.expr(Expr::Int(x))
+    }
+
+    pub fn unary(&mut self, op: Unary, a: ExprId) -> ExprId {
+        self.expr(Expr::Unary(op, a))
+    }
+
+    pub fn binary(&mut self, op: Binary, a: ExprId, b: ExprId) -> ExprId {
+        self.expr(Expr::Binary(op, a, b))
+    }
+
+    pub fn select(&mut self, c: ExprId, a: ExprId, b: ExprId) -> ExprId {
+        self.expr(Expr::Select(c, a, b))
+    }
+
+    /// The position in dimension d of the shape; 0 where it has size 1.
+    pub fn index(&mut self, d: usize) -> ExprId {
+        match self.kept[d] {
+            Some(at) => self.expr(Expr::Index(at)),
+            None => self.int(0),
+        }
+    }
+
+    pub fn arg(&mut self, buffer: usize, dtype: DType, written: bool) -> usize {
+        match self.buffers.iter().position(|b| *b == buffer) {
+            Some(at) => {
+                self.args[at].written |= written;
+                at
+            }
+            None => {
+                self.buffers.push(buffer);
+                self.args.push(Arg { dtype, written });
+                self.args.len() - 1
+            }
+        }
+    }
+
+    /// Strides by dimension of the shape to strides of the iteration space.
+    pub fn strides(&self, by_dimension: &[Size]) -> Vec<Size> {
+        let mut strides = vec![Size::from(0); self.sizes.len().max(1)];
+        for (at, stride) in self.kept.iter().zip(by_dimension) {
+            if let Some(at) = at {
+                strides[*at] = stride.clone();
+            }
+        }
+        strides
+    }
+
+    /// An access to a view by strides per dimension of the shape.
+    pub fn access(&mut self, view: &View, by_dimension: &[Size], indirect: Option<(ExprId, Size)>, written: bool) -> Access {
+        let arg = self.arg(view.buffer, view.dtype, written);
+        Access { arg, offset: view.offset.clone(), strides: self.strides(by_dimension), indirect }
+    }
+
+    pub fn load(&mut self, view: &View, by_dimension: &[Size], indirect: Option<(ExprId, Size)>) -> ExprId {
+        let access = self.access(view, by_dimension, indirect, false);
+        self.expr(Expr::Load(access))
+    }
+
+    /// The element that broadcasting reads.
+    pub fn load_broadcast(&mut self, view: &View) -> ExprId {
+        let strides = view.broadcast_strides(self.kept.len());
+        self.load(view, &strides, None)
+    }
+
+    pub fn reduce(&mut self, op: Reduction, value: ExprId) -> ExprId {
+        self.stages.push(Stage::Reduce { op, value });
+        let stage = self.stages.len() - 1;
+        self.expr(Expr::Reduced(stage))
+    }
+
+    /// Into a view of the shape itself.
+    pub fn store(&mut self, to: &View, value: ExprId) {
+        let strides = to.broadcast_strides(self.kept.len());
+        self.store_at(to, &strides, None, value, None);
+    }
+
+    pub fn store_at(&mut self, to: &View, strides: &[Size], indirect: Option<(ExprId, Size)>, value: ExprId, when: Option<ExprId>) {
+        let to = self.access(to, strides, indirect, true);
+        self.stages.push(Stage::Store { to, value, when });
+    }
+
+    /// The kernel and the buffers of its arguments.
+    pub fn finish(self, contraction: Option<Contraction>) -> (Kernel, Launch) {
+        let mut outer = self.sizes;
+        let cols = outer.pop().unwrap_or_else(Size::one);
+        let kernel = Kernel { name: self.name, args: self.args, outer, cols, contraction, exprs: self.exprs, stages: self.stages };
+        (kernel, Launch { kernel: usize::MAX, args: self.buffers })
+    }
+}

@@ -1,0 +1,275 @@
+//! Graph to plan: one kernel per op, chains of element-wise ops joined, views for what only moves names.
+//!
+//! This is the honest unfused program: no op but an element-wise one joins another. Calls are inlined, a layer's launches once
+//! per layer; equal kernels are one.
+
+mod build;
+mod elementwise;
+mod matmul;
+mod rows;
+mod slots;
+pub mod view;
+
+use std::collections::HashMap;
+
+use ir::plan::{Buffer, BufferKind, Kernel, Launch, Plan, WeightRecipe};
+use ir::{Attr, DType, Function, Module, Op, Param, Size, TensorType, ValueId};
+
+use crate::PassError;
+use build::KernelBuilder;
+use view::{View, sizes};
+
+/// The plan of one entry point.
+pub fn schedule(module: &Module, entry: &str) -> Result<Plan, PassError> {
+    let f = module.function(entry).ok_or_else(|| PassError(format!("the graph has no function @{entry}")))?;
+    let plan = Plan { entry: entry.to_string(), buffers: vec![], kernels: vec![], launches: vec![] };
+    let mut s = Scheduler { module, plan, kernels: HashMap::new(), named: HashMap::new(), shared: HashMap::new() };
+    let mut inputs = vec![];
+    for (v, param) in &f.params {
+        if let Param::Input(name) = param {
+            let ty = f.ty(*v);
+            let buffer = s.buffer(name, ty, BufferKind::Input(name.clone()));
+            inputs.push(View::whole(buffer, ty.dtype, sizes(&ty.shape)));
+        }
+    }
+    let results = s.function(f, 0, &inputs)?;
+    for ((name, v), view) in f.returns.iter().zip(results) {
+        s.output(name, f.ty(*v), view);
+    }
+    slots::assign(&mut s.plan);
+    Ok(s.plan)
+}
+
+/// What a value is while its function is scheduled.
+#[derive(Clone)]
+pub(crate) enum Def<'f> {
+    /// In memory.
+    View(View),
+    /// A checkpoint tensor nobody has asked for yet: a matmul wants it packed, others as it is.
+    Weight { name: String, ty: TensorType },
+    /// An element-wise op that its only reader will compute.
+    Lazy(&'f Op),
+}
+
+pub(crate) struct Scheduler<'m> {
+    module: &'m Module,
+    plan: Plan,
+    /// Kernels by body, without their names.
+    kernels: HashMap<Kernel, usize>,
+    /// How often a kernel name was taken.
+    named: HashMap<String, usize>,
+    /// Weights and states: one buffer each.
+    shared: HashMap<String, usize>,
+}
+
+/// One function on the way, with its layer.
+pub(crate) struct Frame<'f> {
+    f: &'f Function,
+    defs: HashMap<ValueId, Def<'f>>,
+}
+
+impl<'m> Scheduler<'m> {
+    fn buffer(&mut self, name: &str, ty: &TensorType, kind: BufferKind) -> usize {
+        self.plan.buffers.push(Buffer { name: name.to_string(), dtype: ty.dtype, shape: sizes(&ty.shape), kind });
+        self.plan.buffers.len() - 1
+    }
+
+    /// A new dense temporary; its slot comes last.
+    fn temporary(&mut self, ty: &TensorType) -> View {
+        let name = format!("t{}", self.plan.buffers.len());
+        let buffer = self.buffer(&name, ty, BufferKind::Temp { slot: 0 });
+        View::whole(buffer, ty.dtype, sizes(&ty.shape))
+    }
+
+    fn shared_buffer(&mut self, key: String, name: &str, ty: &TensorType, kind: BufferKind) -> usize {
+        if let Some(b) = self.shared.get(&key) {
+            return *b;
+        }
+        let buffer = self.buffer(name, ty, kind);
+        self.shared.insert(key, buffer);
+        buffer
+    }
+
+    /// A checkpoint tensor in memory, packed or as it is.
+    fn weight(&mut self, name: &str, ty: &TensorType, packed: bool) -> View {
+        let kind = BufferKind::Weight(WeightRecipe::Tensors { names: vec![name.to_string()], packed });
+        let buffer = self.shared_buffer(format!("{name} {} {packed}", ty.dtype), name, ty, kind);
+        View::whole(buffer, ty.dtype, sizes(&ty.shape))
+    }
+
+    fn rope_table(&mut self, rows: i64, dim: i64, theta: f64, sin: bool) -> View {
+        let name = if sin { "sin" } else { "cos" };
+        let ty = TensorType::new([rows, dim / 2], DType::F32);
+        let recipe = WeightRecipe::RopeTable { rows, dim, theta_bits: theta.to_bits(), sin };
+        let buffer = self.shared_buffer(format!("{recipe:?}"), name, &ty, BufferKind::Weight(recipe));
+        View::whole(buffer, DType::F32, sizes(&ty.shape))
+    }
+
+    fn launch(&mut self, kernel: (Kernel, Launch)) {
+        let (kernel, launch) = kernel;
+        let body = Kernel { name: String::new(), ..kernel.clone() };
+        let id = match self.kernels.get(&body) {
+            Some(id) => *id,
+            None => {
+                let count = self.named.entry(kernel.name.clone()).or_insert(0);
+                *count += 1;
+                let name = if *count == 1 { kernel.name.clone() } else { format!("{}.{count}", kernel.name) };
+                self.plan.kernels.push(Kernel { name, ..kernel });
+                self.kernels.insert(body, self.plan.kernels.len() - 1);
+                self.plan.kernels.len() - 1
+            }
+        };
+        self.plan.launches.push(Launch { kernel: id, args: launch.args });
+    }
+
+    /// Results in order; `inputs` in the order of the parameters.
+    fn function(&mut self, f: &Function, layer: i64, inputs: &[View]) -> Result<Vec<View>, PassError> {
+        let mut frame = Frame { f, defs: HashMap::new() };
+        let mut inputs = inputs.iter();
+        for (v, param) in &f.params {
+            let ty = f.ty(*v);
+            let at_layer = |name: &String| name.replace("{i}", &layer.to_string());
+            let def = match param {
+                Param::Input(name) => {
+                    Def::View(inputs.next().cloned().ok_or_else(|| PassError(format!("@{}: no argument for {name}", f.name)))?)
+                }
+                Param::Weight(name) => Def::Weight { name: at_layer(name), ty: ty.clone() },
+                Param::State(name) => {
+                    let name = at_layer(name);
+                    let buffer = self.shared_buffer(format!("state {name}"), &name, ty, BufferKind::State(name.clone()));
+                    Def::View(View::whole(buffer, ty.dtype, sizes(&ty.shape)))
+                }
+            };
+            frame.defs.insert(*v, def);
+        }
+        let uses = elementwise::uses(f);
+        for op in &f.ops {
+            self.op(&mut frame, op, &uses).map_err(|e| PassError(format!("@{}: {}: {e}", f.name, op.name)))?;
+        }
+        f.returns.iter().map(|(_, v)| self.view(&mut frame, *v)).collect()
+    }
+
+    /// The value in memory; what was lazy is computed now.
+    fn view(&mut self, frame: &mut Frame, v: ValueId) -> Result<View, PassError> {
+        let view = match frame.defs.get(&v).cloned() {
+            Some(Def::View(view)) => return Ok(view),
+            Some(Def::Weight { name, ty }) => self.weight(&name, &ty, false),
+            Some(Def::Lazy(op)) => self.elementwise(frame, op)?,
+            None => return Err(PassError(format!("%{} has no value", frame.f.value_name(v)))),
+        };
+        frame.defs.insert(v, Def::View(view.clone()));
+        Ok(view)
+    }
+
+    /// The same values, dense.
+    fn copy(&mut self, view: &View) -> View {
+        let to = self.temporary_of(view);
+        self.copy_into(view, &to);
+        to
+    }
+
+    fn temporary_of(&mut self, view: &View) -> View {
+        let name = format!("t{}", self.plan.buffers.len());
+        let kind = BufferKind::Temp { slot: 0 };
+        self.plan.buffers.push(Buffer { name, dtype: view.dtype, shape: view.shape.clone(), kind });
+        View::whole(self.plan.buffers.len() - 1, view.dtype, view.shape.clone())
+    }
+
+    fn copy_into(&mut self, from: &View, to: &View) {
+        let mut k = KernelBuilder::new("copy", &from.shape);
+        let value = k.load_broadcast(from);
+        k.store(to, value);
+        self.launch(k.finish(None));
+    }
+
+    /// The result in a buffer of the caller's. A temporary that is the result as it stands becomes that buffer.
+    fn output(&mut self, name: &str, ty: &TensorType, view: View) {
+        let kind = BufferKind::Output(name.to_string());
+        let whole = view.is_dense() && Size::product(&view.shape) == Size::product(&self.plan.buffers[view.buffer].shape);
+        if whole && matches!(self.plan.buffers[view.buffer].kind, BufferKind::Temp { .. }) {
+            let buffer = &mut self.plan.buffers[view.buffer];
+            buffer.kind = kind;
+            buffer.shape = view.shape;
+            buffer.name = name.to_string();
+            return;
+        }
+        let buffer = self.buffer(name, ty, kind);
+        self.copy_into(&view, &View::whole(buffer, ty.dtype, sizes(&ty.shape)));
+    }
+
+    fn op<'f>(&mut self, frame: &mut Frame<'f>, op: &'f Op, uses: &elementwise::Uses) -> Result<(), PassError> {
+        if op.name == "call" {
+            return self.call(frame, op);
+        }
+        let v = op.results[0];
+        if elementwise::is_elementwise(&op.name) {
+            if uses.can_wait(op) {
+                frame.defs.insert(v, Def::Lazy(op));
+            } else {
+                let view = self.elementwise(frame, op)?;
+                frame.defs.insert(v, Def::View(view));
+            }
+            return Ok(());
+        }
+        let ty = frame.f.ty(v).clone();
+        let view = match op.name.as_str() {
+            "matmul" => self.matmul(frame, op, &ty)?,
+            "reshape" => {
+                let x = self.view(frame, op.operands[0])?;
+                let shape = sizes(&ty.shape);
+                match x.reshaped(&shape) {
+                    Some(view) => view,
+                    None => View { shape: shape.clone(), strides: view::dense(&shape), ..self.copy(&x) },
+                }
+            }
+            "transpose" => {
+                let Some(Attr::Ints(perm)) = op.attrs.get("perm") else { return Err(PassError("perm is missing".into())) };
+                self.view(frame, op.operands[0])?.transposed(perm)
+            }
+            "slice" => {
+                let x = self.view(frame, op.operands[0])?;
+                let axis = int(op, "axis") as usize;
+                let size = ty.shape[axis].size();
+                match x.sliced(axis, int(op, "begin"), size.clone()) {
+                    Some(view) => view,
+                    None => {
+                        let whole = self.copy(&x);
+                        whole.sliced(axis, int(op, "begin"), size).ok_or_else(|| PassError("the slice has no offset".into()))?
+                    }
+                }
+            }
+            _ => self.row_op(frame, op, &ty)?,
+        };
+        frame.defs.insert(v, Def::View(view));
+        Ok(())
+    }
+
+    fn call(&mut self, frame: &mut Frame, op: &Op) -> Result<(), PassError> {
+        let Some(Attr::Str(name)) = op.attrs.get("callee") else { return Err(PassError("callee is missing".into())) };
+        let callee = self.module.function(name).ok_or_else(|| PassError(format!("there is no function @{name}")))?;
+        let args = op.operands.iter().map(|v| self.view(frame, *v)).collect::<Result<Vec<_>, _>>()?;
+        let results = self.function(callee, int(op, "layer"), &args)?;
+        for (v, view) in op.results.iter().zip(results) {
+            frame.defs.insert(*v, Def::View(view));
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn int(op: &Op, name: &str) -> i64 {
+    match op.attrs.get(name) {
+        Some(Attr::Int(i)) => *i,
+        _ => 0,
+    }
+}
+
+pub(crate) fn float(op: &Op, name: &str) -> f64 {
+    match op.attrs.get(name) {
+        Some(Attr::Float(x)) => *x,
+        _ => 0.0,
+    }
+}
+
+pub(crate) fn flag(op: &Op, name: &str) -> bool {
+    op.attrs.get(name) == Some(&Attr::Bool(true))
+}

@@ -1,0 +1,210 @@
+//! Ops that are one kernel each: norms, softmax, rotary embedding, look-ups, cache writes, reductions, loss, concat.
+
+use ir::plan::{Binary, Reduction, Unary};
+use ir::{Op, Size, TensorType};
+
+use super::build::KernelBuilder;
+use super::view::View;
+use super::{Frame, Scheduler, flag, float, int};
+use crate::PassError;
+
+/// The most negative finite f32: below every score, and no infinity minus infinity.
+const LOWEST: f64 = f32::MIN as f64;
+
+impl Scheduler<'_> {
+    pub(super) fn row_op(&mut self, frame: &mut Frame, op: &Op, ty: &TensorType) -> Result<View, PassError> {
+        let operands = op.operands.iter().map(|v| self.view(frame, *v)).collect::<Result<Vec<View>, _>>()?;
+        if op.name == "cache_write" {
+            return self.cache_write(op, &operands);
+        }
+        let to = self.temporary(ty);
+        if op.name == "concat" {
+            self.concat(op, &operands, &to);
+            return Ok(to);
+        }
+        let mut k = KernelBuilder::new(&op.name, &to.shape);
+        match op.name.as_str() {
+            "softmax" => softmax(&mut k, &operands[0], &to),
+            "rms_norm" => rms_norm(&mut k, &operands[0], &operands[1], float(op, "eps"), &to),
+            "rope" => k = self.rope(op, &operands, &to),
+            "reduce_sum" => k = reduce(Reduction::Sum, int(op, "axis") as usize, &operands[0], &to),
+            "reduce_max" => k = reduce(Reduction::Max, int(op, "axis") as usize, &operands[0], &to),
+            "embed" => {
+                let (table, tokens) = (&operands[0], &operands[1]);
+                let zero = Size::from(0);
+                let token = k.load(tokens, &[tokens.strides[0].clone(), tokens.strides[1].clone(), zero.clone()], None);
+                let row = Some((token, table.strides[0].clone()));
+                let value = k.load(table, &[zero.clone(), zero, table.strides[1].clone()], row);
+                k.store(&to, value);
+            }
+            "take_rows" => {
+                let (x, last) = (&operands[0], &operands[1]);
+                let zero = Size::from(0);
+                let row = k.load(last, &[last.strides[0].clone(), zero.clone(), zero.clone()], None);
+                let row = Some((row, x.strides[1].clone()));
+                let value = k.load(x, &[x.strides[0].clone(), zero, x.strides[2].clone()], row);
+                k.store(&to, value);
+            }
+            "cross_entropy" => k = cross_entropy(&operands[0], &operands[1], &to),
+            other => return Err(PassError(format!("there is no kernel for `{other}`"))),
+        }
+        self.launch(k.finish(None));
+        Ok(to)
+    }
+
+    /// Pairs (c, c + D/2): the columns are the first halves.
+    fn rope(&mut self, op: &Op, operands: &[View], to: &View) -> KernelBuilder {
+        let x = &operands[0];
+        let rank = x.shape.len();
+        let half = x.shape[rank - 1].coef / 2;
+        let mut shape = x.shape.clone();
+        shape[rank - 1] = Size::from(half);
+        let mut k = KernelBuilder::new("rope", &shape);
+        let (rows, dim, theta) = (int(op, "max"), 2 * half, float(op, "theta"));
+        let mut table = |k: &mut KernelBuilder, sin: bool| {
+            let table = self.rope_table(rows, dim, theta, sin);
+            let mut strides = vec![Size::from(0); rank];
+            strides[rank - 1] = Size::one();
+            let indirect = match operands.get(1) {
+                None => {
+                    strides[rank - 2] = Size::from(half);
+                    None
+                }
+                Some(start) => {
+                    let mut at = vec![Size::from(0); rank];
+                    at[0] = start.strides[0].clone();
+                    let start = k.load(start, &at, None);
+                    let t = k.index(rank - 2);
+                    let row = k.binary(Binary::Add, start, t);
+                    Some((row, Size::from(half)))
+                }
+            };
+            k.load(&table, &strides, indirect)
+        };
+        let (cos, sin) = (table(&mut k, false), table(&mut k, true));
+        let upper = |v: &View| v.sliced(rank - 1, half, Size::from(half)).unwrap_or_else(|| v.clone());
+        let (a, b) = (k.load(x, &x.strides, None), k.load(&upper(x), &x.strides, None));
+        let product = |k: &mut KernelBuilder, x, y| k.binary(Binary::Mul, x, y);
+        let (ac, bs) = (product(&mut k, a, cos), product(&mut k, b, sin));
+        let first = k.binary(Binary::Sub, ac, bs);
+        let (bc, as_) = (product(&mut k, b, cos), product(&mut k, a, sin));
+        let second = k.binary(Binary::Add, bc, as_);
+        k.store_at(to, &to.strides, None, first, None);
+        k.store_at(&upper(to), &to.strides, None, second, None);
+        k
+    }
+
+    fn cache_write(&mut self, op: &Op, operands: &[View]) -> Result<View, PassError> {
+        let (cache, new) = (&operands[0], &operands[1]);
+        let mut k = KernelBuilder::new("cache_write", &new.shape);
+        let value = k.load(new, &new.strides, None);
+        let mut strides = cache.strides.clone();
+        let ring = flag(op, "ring");
+        let mut row = k.index(2);
+        let mut when = None;
+        if ring {
+            // Of more rows than the ring has, only the last stay: no two rows of one call meet.
+            let (t, c) = (new.shape[2].clone(), cache.shape[2].clone());
+            let rows = k.expr(ir::plan::Expr::SizeOf(t));
+            let capacity = k.expr(ir::plan::Expr::SizeOf(c));
+            let first = k.binary(Binary::Sub, rows, capacity);
+            when = Some(k.binary(Binary::Le, first, row));
+        }
+        if let Some(start) = operands.get(2) {
+            let zero = Size::from(0);
+            let start = k.load(start, &[start.strides[0].clone(), zero.clone(), zero.clone(), zero], None);
+            row = k.binary(Binary::Add, start, row);
+        }
+        if ring {
+            let capacity = k.expr(ir::plan::Expr::SizeOf(cache.shape[2].clone()));
+            row = k.binary(Binary::Rem, row, capacity);
+        }
+        let indirect = (ring || operands.len() > 2).then(|| (row, std::mem::replace(&mut strides[2], Size::from(0))));
+        k.store_at(cache, &strides, indirect, value, when);
+        self.launch(k.finish(None));
+        Ok(cache.clone())
+    }
+
+    fn concat(&mut self, op: &Op, operands: &[View], to: &View) {
+        let axis = int(op, "axis") as usize;
+        let mut begin = 0;
+        for part in operands {
+            let n = part.shape[axis].coef;
+            if let Some(place) = to.sliced(axis, begin, Size::from(n)) {
+                self.copy_into(part, &place);
+            }
+            begin += n;
+        }
+    }
+}
+
+fn softmax(k: &mut KernelBuilder, x: &View, to: &View) {
+    let x = k.load_broadcast(x);
+    let max = k.reduce(Reduction::Max, x);
+    let lowest = k.float(LOWEST);
+    let max = k.binary(Binary::Max, max, lowest);
+    let shifted = k.binary(Binary::Sub, x, max);
+    let e = k.unary(Unary::Exp, shifted);
+    let sum = k.reduce(Reduction::Sum, e);
+    // A row that sees nothing sums to 0 and stays 0.
+    let tiny = k.float(1e-30);
+    let sum = k.binary(Binary::Max, sum, tiny);
+    let one = k.float(1.0);
+    let scale = k.binary(Binary::Div, one, sum);
+    let y = k.binary(Binary::Mul, e, scale);
+    k.store(to, y);
+}
+
+fn rms_norm(k: &mut KernelBuilder, x: &View, w: &View, eps: f64, to: &View) {
+    let n = x.shape[x.shape.len() - 1].coef;
+    let x = k.load_broadcast(x);
+    let square = k.binary(Binary::Mul, x, x);
+    let sum = k.reduce(Reduction::Sum, square);
+    let (n, eps) = (k.float(1.0 / n as f64), k.float(eps));
+    let mean = k.binary(Binary::Mul, sum, n);
+    let mean = k.binary(Binary::Add, mean, eps);
+    let scale = k.unary(Unary::Rsqrt, mean);
+    let w = k.load_broadcast(w);
+    let y = k.binary(Binary::Mul, x, scale);
+    let y = k.binary(Binary::Mul, y, w);
+    k.store(to, y);
+}
+
+/// The axis moves to the columns.
+fn reduce(op: Reduction, axis: usize, x: &View, to: &View) -> KernelBuilder {
+    let rank = x.shape.len();
+    let mut perm: Vec<i64> = (0..rank as i64).filter(|d| *d != axis as i64).collect();
+    perm.push(axis as i64);
+    let x = x.transposed(&perm);
+    let mut to = to.transposed(&perm);
+    to.strides[rank - 1] = Size::from(0);
+    let mut k = KernelBuilder::new(if op == Reduction::Sum { "reduce_sum" } else { "reduce_max" }, &x.shape);
+    // An axis of size 1 leaves the iteration space; then there is nothing to reduce.
+    let value = k.load(&x, &x.strides, None);
+    let value = if x.shape[rank - 1].as_const() == Some(1) { value } else { k.reduce(op, value) };
+    k.store_at(&to, &to.strides, None, value, None);
+    k
+}
+
+fn cross_entropy(logits: &View, targets: &View, to: &View) -> KernelBuilder {
+    let mut k = KernelBuilder::new("cross_entropy", &logits.shape);
+    let zero = || Size::from(0);
+    let x = k.load(logits, &logits.strides, None);
+    let max = k.reduce(Reduction::Max, x);
+    let shifted = k.binary(Binary::Sub, x, max);
+    let e = k.unary(Unary::Exp, shifted);
+    let sum = k.reduce(Reduction::Sum, e);
+    let log = k.unary(Unary::Log, sum);
+    let target = k.load(targets, &[targets.strides[0].clone(), targets.strides[1].clone(), zero()], None);
+    let first = k.int(0);
+    let none = k.binary(Binary::Lt, target, first);
+    let at = k.binary(Binary::Max, target, first);
+    let strides = [logits.strides[0].clone(), logits.strides[1].clone(), zero()];
+    let chosen = k.load(logits, &strides, Some((at, logits.strides[2].clone())));
+    let total = k.binary(Binary::Add, log, max);
+    let nll = k.binary(Binary::Sub, total, chosen);
+    let nothing = k.float(0.0);
+    let nll = k.select(none, nothing, nll);
+    k.store_at(to, &[to.strides[0].clone(), to.strides[1].clone(), zero()], None, nll, None);
+    k
+}
