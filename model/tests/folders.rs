@@ -427,3 +427,51 @@ fn impossible_retrofits_leave_nothing() {
     std::fs::remove_dir_all(&out).unwrap();
     assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
 }
+
+mod random {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Values that configurations have, and values they should not have.
+    fn value() -> impl Strategy<Value = Value> {
+        let odd = [
+            json!(null),
+            json!({}),
+            json!([]),
+            json!([1, "a"]),
+            json!(1e308),
+            json!(-0.5),
+            json!({"rope_type": 3}),
+        ];
+        prop_oneof![
+            any::<i64>().prop_map(|n| json!(n)),
+            (0i64..20).prop_map(|n| json!(n)),
+            any::<bool>().prop_map(|b| json!(b)),
+            "[a-z_]{0,8}".prop_map(|s| json!(s)),
+            proptest::sample::select(odd.to_vec()),
+        ]
+    }
+
+    proptest! {
+        /// Whatever stands in the file: no panic; and what is accepted builds a graph that verifies.
+        #[test]
+        fn configurations_are_refused_or_build(changes in proptest::collection::vec((0usize..32, value()), 0..4)) {
+            let keys = ["loop_num", "loop_window_size", "loop_attention", "rope_parameters", "eos_token_id", "layer_types",
+                "hidden_act", "attention_bias", "max_position_embeddings", "quantization_config", "use_sliding_window"];
+            let mut json = base();
+            let names: Vec<String> = json.as_object().unwrap().keys().cloned().chain(keys.map(String::from)).collect();
+            for (at, value) in changes {
+                json[&names[at % names.len()]] = value;
+            }
+            if let Ok(config) = parse(json) {
+                let options = model::graph::Options { dtype: ir::DType::F32, embedding: ir::DType::F32, max_context: 100 };
+                // Thousands of layers are fine but slow to build here.
+                if config.layers <= 20 {
+                    let module = model::graph::build(&config, &options).unwrap();
+                    prop_assert!(ir::verify::verify(&module).is_empty());
+                }
+            }
+        }
+    }
+}
