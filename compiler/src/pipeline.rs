@@ -152,11 +152,11 @@ fn share_kernels(plans: &[Plan]) -> (Vec<Kernel>, Vec<Vec<String>>) {
         for kernel in &plan.kernels {
             let body = Kernel { name: String::new(), ..kernel.clone() };
             let name = by_body.entry(body).or_insert_with(|| {
-                let base = kernel.name.trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches('.');
-                let base = if base.ends_with('_') || base.is_empty() { &kernel.name } else { base };
-                let count = taken.entry(kernel.name.clone()).or_insert(0);
+                // A plan numbers its own; here all plans' are numbered together.
+                let base = kernel.name.split('.').next().unwrap_or_default();
+                let count = taken.entry(base.to_string()).or_insert(0);
                 *count += 1;
-                let name = if *count == 1 { kernel.name.clone() } else { format!("{base}.v{count}") };
+                let name = if *count == 1 { base.to_string() } else { format!("{base}.{count}") };
                 kernels.push(Kernel { name: name.clone(), ..kernel.clone() });
                 name
             });

@@ -58,6 +58,17 @@ pub fn emit(kernel: &Kernel, c: &Contraction, target: &Target) -> String {
         let panels = ceil_div(e, &body, &kernel.cols, MATMUL_COLS);
         let row_count = body.size(e, &Size::product(rows));
         let blocks = ceil_div(e, &body, &Size::product(rows), MATMUL_ROWS);
+        // Blocks of equal height, so that a split of the tiles in equal ranges is one of the work.
+        let chunk = CHUNKS[0];
+        let height = e.add(row_count, blocks);
+        let less = e.i64(1);
+        let height = e.sub(height, less);
+        let height = e.div(height, blocks);
+        let up = e.i64(chunk - 1);
+        let height = e.add(height, up);
+        let chunk = e.i64(chunk);
+        let height = e.div(height, chunk);
+        let height = e.mul(height, chunk);
         let zero = e.i64(0);
         let mut m = Matmul { body, c, target, rows, batch: vec![], column: zero };
         e.for_loop(begin, end, 1, &[], |e, tile, _| {
@@ -68,8 +79,8 @@ pub fn emit(kernel: &Kernel, c: &Contraction, target: &Target) -> String {
             m.batch = m.body.unravel(e, point, batch);
             let width = e.i64(MATMUL_COLS);
             m.column = e.mul(panel, width);
-            let height = e.i64(MATMUL_ROWS);
             let first = e.mul(block, height);
+            let first = e.min(first, row_count);
             let last = e.add(first, height);
             let last = e.min(last, row_count);
             m.tile(e, panel, first, last, scratch);

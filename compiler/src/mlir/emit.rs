@@ -367,7 +367,7 @@ impl Emit {
     /// `base + index` elements; a vector of indices gives a vector of pointers.
     pub fn at(&mut self, base: Val, index: Val, elem: Elem) -> Val {
         let ty = Ty { elem: Elem::Ptr, lanes: index.ty.lanes };
-        self.op(ty, &format!("llvm.getelementptr {base}[{index}] : (!llvm.ptr, {}) -> {ty}, {}", index.ty, elem.name()))
+        self.op(ty, &format!("llvm.getelementptr {base}[{index}] : ({}, {}) -> {ty}, {}", base.ty, index.ty, elem.name()))
     }
 
     pub fn load(&mut self, ptr: Val, ty: Ty) -> Val {

@@ -1,0 +1,116 @@
+//! `loopc bench`: prefill and decoding of a model, and where the time goes.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::bail;
+use runtime::Input;
+
+use crate::options::Common;
+use crate::session::Session;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// A Hugging Face folder or an artefact
+    model: PathBuf,
+    /// Tokens of the prompt, and of context when decoding
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(i64).range(1..))]
+    context: i64,
+    /// Sequences side by side
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i64).range(1..=1024))]
+    batch: i64,
+    /// Tokens decoded in a measurement
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(i64).range(1..))]
+    decode: i64,
+    /// Measurements; the best and the median are told
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Time by kernel, of one prefill and one token
+    #[arg(long)]
+    kernels: bool,
+    /// The checkpoint's folder, if an artefact no longer finds it
+    #[arg(long)]
+    weights: Option<PathBuf>,
+    #[command(flatten)]
+    common: Common,
+}
+
+impl Args {
+    pub fn run(self) -> anyhow::Result<()> {
+        let session = Session::open(&self.model, self.weights.as_deref(), &self.common)?;
+        let (b, t) = (self.batch, self.context);
+        if t + self.decode > session.max_context as i64 {
+            bail!("--context {t} and --decode {} exceed --max-context {}", self.decode, session.max_context);
+        }
+        let engine = &session.engine;
+        let tokens: Vec<i32> = (0..b * t).map(|i| (i * 7919 % session.config.vocab) as i32).collect();
+        let last = vec![t as i32 - 1; b as usize];
+        let mut state = engine.new_state(b, t + self.decode)?;
+        let (mut prefill, mut decode) = (vec![], vec![]);
+        let mut tables = [vec![], vec![]];
+        for run in 0..=self.runs {
+            // The first run warms up, or is the one that is taken apart.
+            engine.profile(run == 0 && self.kernels);
+            let start = Instant::now();
+            engine.call("prefill", &[("B", b), ("T", t)], &[("tokens", Input::I32(&tokens)), ("last", Input::I32(&last))], Some(&mut state))?;
+            let time = start.elapsed().as_secs_f64();
+            let counted = engine.profile(run == 0 && self.kernels);
+            let one = |i: i64, state: &mut runtime::State| {
+                let (token, at) = (vec![(i % 100) as i32; b as usize], vec![(t + i) as i32; b as usize]);
+                let inputs = [("tokens", Input::I32(&token)), ("start", Input::I32(&at))];
+                engine.call("decode", &[("B", b), ("S", t + i + 1)], &inputs, Some(state)).map(|_| ())
+            };
+            let start = Instant::now();
+            for i in 0..if run == 0 { 1 } else { self.decode } {
+                one(i, &mut state)?;
+            }
+            let each = start.elapsed().as_secs_f64() / self.decode as f64;
+            if run == 0 {
+                tables = [counted, engine.profile(false)];
+            } else {
+                prefill.push(time);
+                decode.push(each);
+            }
+        }
+        let best = |v: &[f64]| v.iter().copied().fold(f64::INFINITY, f64::min);
+        let median = |v: &[f64]| {
+            let mut v = v.to_vec();
+            v.sort_by(f64::total_cmp);
+            v[v.len() / 2]
+        };
+        let usage = engine.usage();
+        if self.common.json {
+            let kernels = |rows: &[(String, u64, std::time::Duration)]| -> Vec<serde_json::Value> {
+                rows.iter().map(|(k, n, t)| serde_json::json!({"kernel": k, "launches": n, "seconds": t.as_secs_f64()})).collect()
+            };
+            let report = serde_json::json!({
+                "prefill_tok_s": (b * t) as f64 / best(&prefill), "decode_tok_s": b as f64 / best(&decode),
+                "prefill_tok_s_median": (b * t) as f64 / median(&prefill), "decode_tok_s_median": b as f64 / median(&decode),
+                "context": t, "batch": b, "threads": engine.threads(), "target": engine.target(),
+                "weight_bytes": usage.weights, "arena_bytes": usage.arena,
+                "prefill_kernels": kernels(&tables[0]), "decode_kernels": kernels(&tables[1]),
+            });
+            println!("{report}");
+            return Ok(());
+        }
+        println!("{} threads, {}, {b} x {t} tokens; best of {} (median)", engine.threads(), engine.target(), self.runs);
+        let row = |name: &str, v: &[f64], per: f64| {
+            println!(
+                "{name:8} {:9.1} tok/s ({:9.1})   {:9.2} ms ({:9.2})",
+                per / best(v),
+                per / median(v),
+                1e3 * best(v),
+                1e3 * median(v)
+            );
+        };
+        row("prefill", &prefill, (b * t) as f64);
+        row("decode", &decode, b as f64);
+        println!("weights made {} MiB, arena {} MiB", usage.weights >> 20, usage.arena >> 20);
+        for (name, table) in ["prefill", "decode"].iter().zip(&tables) {
+            for (kernel, n, t) in table {
+                println!("{name:8} {kernel:32} {n:5} launches {:10.3} ms", 1e3 * t.as_secs_f64());
+            }
+        }
+        Ok(())
+    }
+}
