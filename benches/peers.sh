@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Ours against PyTorch + transformers and llama.cpp on the Qwen3-0.6B shape, bf16, prefill 512 (last logits) and decode at 512, in one run.
+# Only good while nothing else runs. benches/peers/README.md says how to make what the variables name.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+: "${LOOP:?a folder with the loop checkpoint, mode layer}" "${BASE:?the folder of the same model without gates}"
+: "${LLAMA_BENCH:?the executable}" "${GGUF:?BASE as bf16 GGUF}"
+PYTHON=${PYTHON:-python3} THREADS=${THREADS:-2}
+LOOPC=${LOOPC:-target/release/loopc}
+# Any command that ends with a line {"prefill_tok_s": ..., "decode_tok_s": ...}.
+OURS=${OURS:-$LOOPC bench $LOOP --dtype bf16 --threads $THREADS --json}
+exec "$PYTHON" benches/peers/compare.py --ours "$OURS" --rounds "${ROUNDS:-2}" \
+    --peer "transformers=$PYTHON benches/peers/transformers_prefill_decode.py $BASE --threads $THREADS" \
+    --peer "llama.cpp=$PYTHON benches/peers/llama_bench.py $LLAMA_BENCH $GGUF --threads $THREADS"
