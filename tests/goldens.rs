@@ -1,0 +1,167 @@
+//! Compiled models against the float64 PyTorch reference (tests/goldens), and against themselves: decoding = prefill, same bits.
+
+use std::path::{Path, PathBuf};
+
+use compiler::cpu::Target;
+use compiler::pipeline::{self, ModelFacts};
+use ir::DType;
+use model::{Config, generate};
+use runtime::container::Artefact;
+use runtime::weights::Checkpoint;
+use runtime::{Engine, Input};
+use safetensors::SafeTensors;
+
+const CONTEXT: i64 = 64;
+
+fn folders() -> Vec<PathBuf> {
+    let all = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");
+    let mut folders: Vec<PathBuf> = std::fs::read_dir(all).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
+    folders.sort();
+    assert!(folders.len() >= 20, "the goldens are gone");
+    folders
+}
+
+fn compile(folder: &Path, dtype: DType, targets: Vec<Target>) -> (Artefact, Config, Checkpoint) {
+    let config = Config::from_folder(folder).unwrap();
+    let checkpoint = Checkpoint::open(folder).unwrap();
+    let embedding = match checkpoint.dtype("model.embed_tokens.weight").unwrap() {
+        runtime::artefact::DType::BF16 => DType::BF16,
+        runtime::artefact::DType::F16 => DType::F16,
+        _ => DType::F32,
+    };
+    let options = model::graph::Options { dtype, embedding, max_context: CONTEXT };
+    let module = model::graph::build(&config, &options).unwrap();
+    let facts = ModelFacts { hash: String::new(), facts: serde_json::Value::Null, shapes: checkpoint.shapes() };
+    let entries = ["prefill", "decode", "logits", "loss"].map(String::from).to_vec();
+    let options = pipeline::Options { entries, targets, max_context: CONTEXT, emit: vec![] };
+    (pipeline::compile(module, &facts, &options).unwrap().0, config, checkpoint)
+}
+
+struct Golden {
+    name: String,
+    tokens: Vec<Vec<u32>>,
+    logits: Vec<f32>,
+    loss: Option<f32>,
+}
+
+fn goldens(folder: &Path) -> Vec<Golden> {
+    let mut found = vec![];
+    for file in std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()) {
+        let name = file.file_name().unwrap().to_string_lossy().to_string();
+        if !name.starts_with("golden_") {
+            continue;
+        }
+        let bytes = std::fs::read(&file).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let floats = |name: &str| -> Option<Vec<f32>> {
+            let t = tensors.tensor(name).ok()?;
+            Some(t.data().chunks(4).map(|c| f32::from_le_bytes(c.try_into().unwrap())).collect())
+        };
+        let tokens = tensors.tensor("tokens").unwrap();
+        let ids: Vec<u32> = tokens.data().chunks(4).map(|c| u32::from_le_bytes(c.try_into().unwrap())).collect();
+        found.push(Golden {
+            name: format!("{}/{name}", folder.file_name().unwrap().to_string_lossy()),
+            tokens: ids.chunks(tokens.shape()[1]).map(<[u32]>::to_vec).collect(),
+            logits: floats("logits").unwrap(),
+            loss: floats("loss").map(|v| v[0]),
+        });
+    }
+    assert!(!found.is_empty(), "{}: no goldens", folder.display());
+    found
+}
+
+/// max |a - b| / max |b|
+fn error(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let max = |v: &mut dyn Iterator<Item = f32>| v.fold(0.0, |m: f32, x| if x.is_nan() { f32::NAN } else { m.max(x) });
+    max(&mut a.iter().zip(b).map(|(x, y)| (x - y).abs())) / max(&mut b.iter().map(|y| y.abs()))
+}
+
+/// Logits by feeding one token after the other, of every position behind the first `prompt` tokens.
+fn token_by_token(engine: &Engine, g: &Golden, prompt: usize) -> Vec<(usize, Vec<f32>)> {
+    let (b, t) = (g.tokens.len() as i64, g.tokens[0].len());
+    let mut state = engine.new_state(b, CONTEXT).unwrap();
+    let ids = |range: std::ops::Range<usize>| -> Vec<i32> {
+        g.tokens.iter().flat_map(|row| row[range.clone()].iter().map(|t| *t as i32)).collect()
+    };
+    let last = vec![prompt as i32 - 1; b as usize];
+    let inputs = [("tokens", &ids(0..prompt)[..]), ("last", &last[..])].map(|(n, v)| (n, Input::I32(v)));
+    let sizes = [("B", b), ("T", prompt as i64)];
+    let mut out = engine.call("prefill", &sizes, &inputs, Some(&mut state)).unwrap();
+    let mut rows = vec![(prompt - 1, out.remove("logits").unwrap().data)];
+    for at in prompt..t {
+        let start = vec![at as i32; b as usize];
+        let inputs = [("tokens", &ids(at..at + 1)[..]), ("start", &start[..])].map(|(n, v)| (n, Input::I32(v)));
+        let mut out = engine.call("decode", &[("B", b), ("S", at as i64 + 1)], &inputs, Some(&mut state)).unwrap();
+        rows.push((at, out.remove("logits").unwrap().data));
+    }
+    rows
+}
+
+/// The reference's logits of one position, [B, vocab].
+fn position(g: &Golden, at: usize) -> Vec<f32> {
+    let t = g.tokens[0].len();
+    let vocab = g.logits.len() / (g.tokens.len() * t);
+    (0..g.tokens.len()).flat_map(|b| g.logits[(b * t + at) * vocab..][..vocab].to_vec()).collect()
+}
+
+#[test]
+fn logits_loss_and_decoding_match_the_reference_in_f32() {
+    for folder in folders() {
+        let (artefact, config, checkpoint) = compile(&folder, DType::F32, vec![Target::native().unwrap()]);
+        let engine = Engine::load(&artefact, &checkpoint, runtime::Options { threads: 2 }).unwrap();
+        for g in goldens(&folder) {
+            let logits = generate::logits(&engine, &config, CONTEXT as usize, &g.tokens).unwrap();
+            let e = error(&logits, &g.logits);
+            assert!(e < 1e-5, "{}: logits {e:e}", g.name);
+            let t = g.tokens[0].len();
+            for prompt in [1, t / 2, t] {
+                for (at, row) in token_by_token(&engine, &g, prompt.max(1)) {
+                    let e = error(&row, &position(&g, at));
+                    assert!(e < 1e-5, "{}: prompt of {prompt}, position {at}: {e:e}", g.name);
+                }
+            }
+            if let Some(loss) = g.loss.filter(|_| g.tokens.len() == 1) {
+                let ours = generate::eval_loss(&engine, &config, CONTEXT as usize, &g.tokens[0], 64, &mut |_| ()).unwrap();
+                assert!((ours.loss - f64::from(loss)).abs() < 1e-4, "{}: loss {} against {loss}", g.name, ours.loss);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_target_that_runs_here_agrees() {
+    for target in Target::ALL {
+        if !runtime::container::missing_features(&target.required_features()).is_empty() {
+            eprintln!("{}: not run, this CPU lacks it", target.name);
+            continue;
+        }
+        for name in ["layer-d128", "restart-kv1-d64", "layer-untied-f16"] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name);
+            for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 3e-2)] {
+                let (artefact, config, checkpoint) = compile(&folder, dtype, vec![target.clone()]);
+                let engine = Engine::load(&artefact, &checkpoint, runtime::Options { threads: 1 }).unwrap();
+                for g in goldens(&folder) {
+                    let logits = generate::logits(&engine, &config, CONTEXT as usize, &g.tokens).unwrap();
+                    let e = error(&logits, &g.logits);
+                    assert!(e < tolerance, "{} {dtype} {}: {e:e}", target.name, g.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn threads_and_batch_neighbours_do_not_change_a_bit() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/layer-kv1-d32");
+    let (artefact, config, checkpoint) = compile(&folder, DType::F32, vec![Target::native().unwrap()]);
+    let engines: Vec<Engine> =
+        [1, 2, 5].iter().map(|&threads| Engine::load(&artefact, &checkpoint, runtime::Options { threads }).unwrap()).collect();
+    for g in goldens(&folder) {
+        let of = |e: &Engine, tokens: &[Vec<u32>]| generate::logits(e, &config, CONTEXT as usize, tokens).unwrap();
+        let one = of(&engines[0], &g.tokens);
+        assert!(engines[1..].iter().all(|e| of(e, &g.tokens) == one), "{}", g.name);
+        let apart: Vec<f32> = g.tokens.iter().flat_map(|row| of(&engines[0], std::slice::from_ref(row))).collect();
+        assert!(error(&apart, &one) < 1e-6, "{}: alone and in a batch", g.name);
+    }
+}
