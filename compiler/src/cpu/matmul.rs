@@ -122,6 +122,10 @@ impl Matmul<'_> {
                 let base = self.body.linear(e, offset, &self.batch, batch);
                 let base = e.at(self.body.args[*arg], base, memory(self.dtype(*arg)));
                 let stride = self.body.size(e, n_stride);
+                if self.c.k.as_const().is_none() {
+                    // Scratch is sized when compiling: a panel of unknown depth has no place there.
+                    return self.dots(e, base, stride, self.dtype(*arg), first, last, scratch);
+                }
                 let count = e.sub(last, first);
                 let few = e.i64(FEW_ROWS);
                 let is_few = e.cmp(Cmp::Lt, count, few);

@@ -1,0 +1,4 @@
+//! Compiled kernels against the plan's interpreter. One executable: each links all of LLVM.
+
+#[path = "kernels/matmul.rs"]
+mod matmul;
