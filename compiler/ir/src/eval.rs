@@ -14,7 +14,12 @@ pub enum EvalError {
     #[error("@{function}: no value for {what}")]
     Missing { function: String, what: String },
     #[error("@{function}: {what} is {found:?}, wants {wanted}")]
-    Shape { function: String, what: String, found: Vec<usize>, wanted: String },
+    Shape {
+        function: String,
+        what: String,
+        found: Vec<usize>,
+        wanted: String,
+    },
 }
 
 /// A checkpoint: tensors by name.
@@ -36,7 +41,10 @@ pub fn run(
     inputs: &BTreeMap<String, Tensor>,
     states: &mut BTreeMap<String, Tensor>,
 ) -> Result<BTreeMap<String, Tensor>, EvalError> {
-    let f = context.module.function(entry).ok_or_else(|| EvalError::NoFunction(entry.to_string()))?;
+    let f = context
+        .module
+        .function(entry)
+        .ok_or_else(|| EvalError::NoFunction(entry.to_string()))?;
     let given = |name: &str| inputs.get(name).cloned();
     let results = function(context, f, 0, &given, states)?;
     Ok(f.returns.iter().map(|(name, _)| name.clone()).zip(results).collect())
@@ -62,10 +70,18 @@ fn function(
                 (at_layer(name), states.get(&at_layer(name)).cloned())
             }
         };
-        let mut tensor = found.ok_or_else(|| EvalError::Missing { function: f.name.clone(), what: what.clone() })?;
+        let mut tensor = found.ok_or_else(|| EvalError::Missing {
+            function: f.name.clone(),
+            what: what.clone(),
+        })?;
         let wanted = shape(context, f, f.ty(*v))?;
         if tensor.shape != wanted {
-            return Err(EvalError::Shape { function: f.name.clone(), what, found: tensor.shape, wanted: f.ty(*v).to_string() });
+            return Err(EvalError::Shape {
+                function: f.name.clone(),
+                what,
+                found: tensor.shape,
+                wanted: f.ty(*v).to_string(),
+            });
         }
         tensor.dtype = f.ty(*v).dtype;
         values.insert(*v, if context.exact { tensor } else { tensor.rounded() });
@@ -81,9 +97,18 @@ fn function(
         let def = ops::op(&op.name).ok_or_else(|| EvalError::NoFunction(op.name.clone()))?;
         let operands: Vec<&Tensor> = op.operands.iter().map(|o| &values[o]).collect();
         let wanted = shape(context, f, f.ty(v))?;
-        let result = (def.eval)(&Call { operands: &operands, attrs: &op.attrs, shape: &wanted, dtype: f.ty(v).dtype });
+        let result = (def.eval)(&Call {
+            operands: &operands,
+            attrs: &op.attrs,
+            shape: &wanted,
+            dtype: f.ty(v).dtype,
+        });
         let result = if context.exact { result } else { result.rounded() };
-        if let Some(state) = state_of.get(&op.operands.first().copied().unwrap_or(v)).cloned().filter(|_| op.name == "cache_write") {
+        if let Some(state) = state_of
+            .get(&op.operands.first().copied().unwrap_or(v))
+            .cloned()
+            .filter(|_| op.name == "cache_write")
+        {
             states.insert(state.clone(), result.clone());
             state_of.insert(v, state);
         }
@@ -100,9 +125,15 @@ fn call(
     states: &mut BTreeMap<String, Tensor>,
 ) -> Result<Vec<Tensor>, EvalError> {
     let (Some(Attr::Str(name)), Some(Attr::Int(layer))) = (op.attrs.get("callee"), op.attrs.get("layer")) else {
-        return Err(EvalError::Missing { function: caller.name.clone(), what: "callee or layer of a call".to_string() });
+        return Err(EvalError::Missing {
+            function: caller.name.clone(),
+            what: "callee or layer of a call".to_string(),
+        });
     };
-    let callee = context.module.function(name).ok_or_else(|| EvalError::NoFunction(name.clone()))?;
+    let callee = context
+        .module
+        .function(name)
+        .ok_or_else(|| EvalError::NoFunction(name.clone()))?;
     let names = callee.params.iter().filter_map(|(_, p)| match p {
         Param::Input(name) => Some(name.clone()),
         _ => None,
@@ -112,6 +143,11 @@ fn call(
 }
 
 fn shape(context: &Context, f: &Function, ty: &TensorType) -> Result<Vec<usize>, EvalError> {
-    let resolved = ty.resolve(context.sizes).and_then(|s| s.into_iter().map(|n| usize::try_from(n).ok()).collect());
-    resolved.ok_or_else(|| EvalError::Missing { function: f.name.clone(), what: format!("a symbol of {ty}") })
+    let resolved = ty
+        .resolve(context.sizes)
+        .and_then(|s| s.into_iter().map(|n| usize::try_from(n).ok()).collect());
+    resolved.ok_or_else(|| EvalError::Missing {
+        function: f.name.clone(),
+        what: format!("a symbol of {ty}"),
+    })
 }

@@ -78,7 +78,13 @@ impl Module {
 
 impl Function {
     pub fn new(name: &str) -> Function {
-        Function { name: name.to_string(), params: vec![], ops: vec![], returns: vec![], values: vec![] }
+        Function {
+            name: name.to_string(),
+            params: vec![],
+            ops: vec![],
+            returns: vec![],
+            values: vec![],
+        }
     }
 
     pub fn ty(&self, v: ValueId) -> &TensorType {

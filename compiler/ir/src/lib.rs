@@ -8,6 +8,7 @@ pub mod graph;
 pub mod ops;
 pub mod plan;
 pub mod tensor;
+pub mod testing;
 pub mod text;
 pub mod types;
 pub mod verify;

@@ -13,8 +13,17 @@ pub struct Tensor {
 
 impl Tensor {
     pub fn new(shape: &[usize], dtype: DType, data: Vec<f64>) -> Tensor {
-        assert_eq!(shape.iter().product::<usize>(), data.len(), "shape {shape:?} against {} elements", data.len());
-        Tensor { shape: shape.to_vec(), dtype, data }
+        assert_eq!(
+            shape.iter().product::<usize>(),
+            data.len(),
+            "shape {shape:?} against {} elements",
+            data.len()
+        );
+        Tensor {
+            shape: shape.to_vec(),
+            dtype,
+            data,
+        }
     }
 
     /// One value per index.
@@ -25,7 +34,11 @@ impl Tensor {
             data.push(f(&index));
             advance(&mut index, shape);
         }
-        Tensor { shape: shape.to_vec(), dtype, data }
+        Tensor {
+            shape: shape.to_vec(),
+            dtype,
+            data,
+        }
     }
 
     pub fn at(&self, index: &[usize]) -> f64 {
@@ -40,7 +53,11 @@ impl Tensor {
     /// The element that numpy's broadcasting reads at `index` of a larger shape.
     pub fn broadcast_at(&self, index: &[usize]) -> f64 {
         let skip = index.len() - self.shape.len();
-        let offset = self.shape.iter().zip(&index[skip..]).fold(0, |acc, (n, i)| acc * n + if *n == 1 { 0 } else { *i });
+        let offset = self
+            .shape
+            .iter()
+            .zip(&index[skip..])
+            .fold(0, |acc, (n, i)| acc * n + if *n == 1 { 0 } else { *i });
         self.data[offset]
     }
 

@@ -42,7 +42,9 @@ impl DType {
     }
 
     pub fn from_name(name: &str) -> Option<DType> {
-        [DType::F32, DType::BF16, DType::F16, DType::I32, DType::I1].into_iter().find(|t| t.name() == name)
+        [DType::F32, DType::BF16, DType::F16, DType::I32, DType::I1]
+            .into_iter()
+            .find(|t| t.name() == name)
     }
 }
 
@@ -73,7 +75,10 @@ impl Size {
     }
 
     pub fn sym(name: &str) -> Size {
-        Size { coef: 1, syms: vec![name.to_string()] }
+        Size {
+            coef: 1,
+            syms: vec![name.to_string()],
+        }
     }
 
     /// The value if no symbol is left.
@@ -83,7 +88,9 @@ impl Size {
 
     /// `None` if a symbol has no value or the product overflows.
     pub fn eval(&self, sizes: &Sizes) -> Option<i64> {
-        self.syms.iter().try_fold(self.coef, |acc, s| acc.checked_mul(*sizes.get(s)?))
+        self.syms
+            .iter()
+            .try_fold(self.coef, |acc, s| acc.checked_mul(*sizes.get(s)?))
     }
 
     pub fn product<'a>(sizes: impl IntoIterator<Item = &'a Size>) -> Size {
@@ -100,7 +107,8 @@ impl From<i64> for Size {
 impl std::ops::Mul for &Size {
     type Output = Size;
     fn mul(self, rhs: &Size) -> Size {
-        let coef = self.coef * rhs.coef;
+        // Saturates: a text may declare any sizes, and no memory holds such a tensor anyway.
+        let coef = self.coef.saturating_mul(rhs.coef);
         if coef == 0 {
             return Size { coef: 0, syms: vec![] };
         }
@@ -178,7 +186,10 @@ pub struct TensorType {
 
 impl TensorType {
     pub fn new(shape: impl IntoIterator<Item = impl Into<Dim>>, dtype: DType) -> TensorType {
-        TensorType { shape: shape.into_iter().map(Into::into).collect(), dtype }
+        TensorType {
+            shape: shape.into_iter().map(Into::into).collect(),
+            dtype,
+        }
     }
 
     pub fn rank(&self) -> usize {

@@ -29,28 +29,49 @@ impl fmt::Display for VerifyError {
 
 impl std::error::Error for VerifyError {}
 
-/// Checks names, dominance, operand counts and types, calls and returns.
+/// The line of each op: `lines[function][op]`.
+pub type Lines = Vec<Vec<usize>>;
+
+/// Checks names, dominance, operand counts and types, calls and returns. Lines are those of the printed module.
 pub fn verify(module: &Module) -> Vec<VerifyError> {
+    verify_at(module, &printed_lines(module))
+}
+
+/// As [`verify`], with the lines of the text the module was parsed from (`text::parse_with_lines`).
+pub fn verify_at(module: &Module, lines: &Lines) -> Vec<VerifyError> {
     let mut errors = vec![];
-    let mut line = 1;
     for (i, f) in module.functions.iter().enumerate() {
-        // The line before a function's first: see `text::print`.
-        line += usize::from(i > 0);
         if module.functions[..i].iter().any(|g| g.name == f.name) {
             errors.push(whole(f, "there are two functions of this name".to_string()));
         }
-        let body = line + 1 + f.params.len() + 1;
-        verify_function(module, i, body, &mut errors);
-        line = body + f.ops.len() + 2;
+        verify_function(module, i, lines.get(i).map_or(&[], Vec::as_slice), &mut errors);
     }
     errors
 }
 
-fn whole(f: &Function, message: String) -> VerifyError {
-    VerifyError { function: f.name.clone(), value: String::new(), line: 0, message }
+/// Where `text::print` puts the ops.
+fn printed_lines(module: &Module) -> Lines {
+    let mut line = 1;
+    let mut lines = vec![];
+    for (i, f) in module.functions.iter().enumerate() {
+        // An empty line between functions; then the header, a line per parameter, and the header's end.
+        let body = line + usize::from(i > 0) + f.params.len() + 2;
+        lines.push((1..=f.ops.len()).map(|op| body + op).collect());
+        line = body + f.ops.len() + 2;
+    }
+    lines
 }
 
-fn verify_function(module: &Module, index: usize, body: usize, errors: &mut Vec<VerifyError>) {
+fn whole(f: &Function, message: String) -> VerifyError {
+    VerifyError {
+        function: f.name.clone(),
+        value: String::new(),
+        line: 0,
+        message,
+    }
+}
+
+fn verify_function(module: &Module, index: usize, lines: &[usize], errors: &mut Vec<VerifyError>) {
     let f = &module.functions[index];
     let mut defined: HashSet<ValueId> = HashSet::new();
     let mut names: HashSet<(&str, &str)> = HashSet::new();
@@ -69,11 +90,25 @@ fn verify_function(module: &Module, index: usize, body: usize, errors: &mut Vec<
         }
     }
     for (i, op) in f.ops.iter().enumerate() {
-        let value = op.results.first().map(|v| f.value_name(*v).to_string()).unwrap_or_default();
+        let value = op
+            .results
+            .first()
+            .map(|v| f.value_name(*v).to_string())
+            .unwrap_or_default();
         let mut report = |message: String| {
-            errors.push(VerifyError { function: f.name.clone(), value: value.clone(), line: body + i + 1, message })
+            errors.push(VerifyError {
+                function: f.name.clone(),
+                value: value.clone(),
+                line: lines.get(i).copied().unwrap_or(0),
+                message,
+            })
         };
-        let undefined: Vec<&str> = op.operands.iter().filter(|v| !defined.contains(v)).map(|v| f.value_name(*v)).collect();
+        let undefined: Vec<&str> = op
+            .operands
+            .iter()
+            .filter(|v| !defined.contains(v))
+            .map(|v| f.value_name(*v))
+            .collect();
         if !undefined.is_empty() {
             report(format!("%{} is used before it is defined", undefined.join(", %")));
         }
@@ -84,7 +119,16 @@ fn verify_function(module: &Module, index: usize, body: usize, errors: &mut Vec<
             report(message);
         }
     }
-    for (name, v) in &f.returns {
+    let mut seen = HashSet::new();
+    for v in &f.values {
+        if !seen.insert(&v.name) {
+            errors.push(whole(f, format!("two values are called %{}", v.name)));
+        }
+    }
+    for (i, (name, v)) in f.returns.iter().enumerate() {
+        if f.returns[..i].iter().any(|(other, _)| other == name) {
+            errors.push(whole(f, format!("two results are called {name:?}")));
+        }
         if !defined.contains(v) {
             errors.push(whole(f, format!("return {name}: %{} is not defined", f.value_name(*v))));
         }
@@ -103,19 +147,35 @@ fn verify_op(before: &[Function], f: &Function, op: &Op) -> Result<(), String> {
             .iter()
             .find(|g| g.name == *callee)
             .ok_or_else(|| format!("call: there is no function @{callee} above @{}", f.name))?;
-        let inputs: Vec<&TensorType> =
-            g.params.iter().filter(|(_, p)| matches!(p, Param::Input(_))).map(|(v, _)| g.ty(*v)).collect();
+        let inputs: Vec<&TensorType> = g
+            .params
+            .iter()
+            .filter(|(_, p)| matches!(p, Param::Input(_)))
+            .map(|(v, _)| g.ty(*v))
+            .collect();
         if inputs != operands {
-            return Err(format!("call: @{callee} wants ({}), gets ({})", types(&inputs), types(&operands)));
+            return Err(format!(
+                "call: @{callee} wants ({}), gets ({})",
+                types(&inputs),
+                types(&operands)
+            ));
         }
         g.returns.iter().map(|(_, v)| g.ty(*v).clone()).collect()
     } else {
         let def = ops::op(&op.name).ok_or_else(|| format!("there is no op `{}`", op.name))?;
-        let signature = ops::Signature { operands: &operands, attrs: &op.attrs };
+        let signature = ops::Signature {
+            operands: &operands,
+            attrs: &op.attrs,
+        };
         vec![(def.infer)(&signature).map_err(|e| format!("{}: {e}", op.name))?]
     };
     if inferred.iter().collect::<Vec<_>>() != results {
-        return Err(format!("{}: is {}, declared as {}", op.name, types(&inferred.iter().collect::<Vec<_>>()), types(&results)));
+        return Err(format!(
+            "{}: is {}, declared as {}",
+            op.name,
+            types(&inferred.iter().collect::<Vec<_>>()),
+            types(&results)
+        ));
     }
     Ok(())
 }

@@ -26,8 +26,14 @@ pub static MASK: OpDef = OpDef {
         }
         let rank = ty.rank();
         let middle_is_one = rank > 3 && ty.shape[1..rank - 2].iter().any(|d| *d != Dim::Const(1));
-        if ty.dtype != DType::I1 || rank < 2 || (s.operands.is_empty() && rank != 2) || (!s.operands.is_empty() && (rank < 3 || middle_is_one)) {
-            return Err(format!("type {ty} is no mask: i1, [T, S] without start, [B, 1.., T, S] with it"));
+        if ty.dtype != DType::I1
+            || rank < 2
+            || (s.operands.is_empty() && rank != 2)
+            || (!s.operands.is_empty() && (rank < 3 || middle_is_one))
+        {
+            return Err(format!(
+                "type {ty} is no mask: i1, [T, S] without start, [B, 1.., T, S] with it"
+            ));
         }
         check_start(s, 0, &ty.shape[0])?;
         Ok(ty)
@@ -36,7 +42,11 @@ pub static MASK: OpDef = OpDef {
         c.from_fn(|i| {
             let (t, j) = (i[i.len() - 2] as i64, i[i.len() - 1] as i64);
             let p = t + if c.operands.is_empty() { 0 } else { c.start(0, i[0]) };
-            let window = if c.attrs.contains_key("window") { c.int("window") } else { i64::MAX };
+            let window = if c.attrs.contains_key("window") {
+                c.int("window")
+            } else {
+                i64::MAX
+            };
             f64::from(j <= p && p - j < window)
         })
     },
@@ -57,7 +67,11 @@ pub static ROPE: OpDef = OpDef {
     infer: |s| {
         s.count(1, 2)?;
         let x = s.float(0)?;
-        let even = x.shape.last().and_then(|d| d.size().as_const()).is_some_and(|d| d > 0 && d % 2 == 0);
+        let even = x
+            .shape
+            .last()
+            .and_then(|d| d.size().as_const())
+            .is_some_and(|d| d > 0 && d % 2 == 0);
         if x.rank() < 3 || !even {
             return Err(format!("{x}: wants [B, .., T, D] with D even"));
         }
@@ -65,7 +79,10 @@ pub static ROPE: OpDef = OpDef {
             return Err("theta and max must be positive".to_string());
         }
         check_start(s, 1, &x.shape[0])?;
-        Ok(TensorType { shape: x.shape.clone(), dtype: s.dtype(x.dtype)? })
+        Ok(TensorType {
+            shape: x.shape.clone(),
+            dtype: s.dtype(x.dtype)?,
+        })
     },
     eval: |c| {
         let (x, theta) = (c.operands[0], c.number("theta"));
@@ -99,7 +116,10 @@ pub static SOFTMAX: OpDef = OpDef {
         if x.rank() == 0 {
             return Err("a scalar has no last axis".to_string());
         }
-        Ok(TensorType { shape: x.shape.clone(), dtype: s.dtype(x.dtype)? })
+        Ok(TensorType {
+            shape: x.shape.clone(),
+            dtype: s.dtype(x.dtype)?,
+        })
     },
     eval: |c| {
         let n = c.shape[c.shape.len() - 1].max(1);
@@ -113,6 +133,9 @@ pub static SOFTMAX: OpDef = OpDef {
         Tensor::new(c.shape, c.dtype, out)
     },
     samples: || {
-        vec![sample([t("2,7", DType::F32)], []), sample([t("B,2,T,S", DType::F32)], [("dtype", Attr::Str("bf16".into()))])]
+        vec![
+            sample([t("2,7", DType::F32)], []),
+            sample([t("B,2,T,S", DType::F32)], [("dtype", Attr::Str("bf16".into()))]),
+        ]
     },
 };

@@ -12,18 +12,32 @@ impl Function {
     pub fn try_op(&mut self, name: &str, operands: &[ValueId], attrs: Attrs) -> Result<ValueId, String> {
         let def = op(name).ok_or_else(|| format!("there is no op `{name}`"))?;
         let types: Vec<&TensorType> = operands.iter().map(|v| self.ty(*v)).collect();
-        let ty = (def.infer)(&super::Signature { operands: &types, attrs: &attrs }).map_err(|e| format!("{name}: {e}"))?;
+        let ty = (def.infer)(&super::Signature {
+            operands: &types,
+            attrs: &attrs,
+        })
+        .map_err(|e| format!("{name}: {e}"))?;
         let result = self.new_value(ty, None);
-        self.ops.push(Op { name: name.to_string(), operands: operands.to_vec(), attrs, results: vec![result] });
+        self.ops.push(Op {
+            name: name.to_string(),
+            operands: operands.to_vec(),
+            attrs,
+            results: vec![result],
+        });
         Ok(result)
     }
 
     fn op<const N: usize>(&mut self, name: &str, operands: &[ValueId], list: [(&str, Attr); N]) -> ValueId {
-        self.try_op(name, operands, attrs(list)).unwrap_or_else(|e| panic!("@{}: {e}", self.name))
+        self.try_op(name, operands, attrs(list))
+            .unwrap_or_else(|e| panic!("@{}: {e}", self.name))
     }
 
     pub fn constant(&mut self, value: f64, ty: TensorType) -> ValueId {
-        self.op("constant", &[], [("type", Attr::Type(ty)), ("value", Attr::Float(value))])
+        self.op(
+            "constant",
+            &[],
+            [("type", Attr::Type(ty)), ("value", Attr::Float(value))],
+        )
     }
 
     /// A scalar that broadcasts against anything of its type.
@@ -40,7 +54,11 @@ impl Function {
     }
 
     pub fn matmul(&mut self, a: ValueId, b: ValueId, transpose_b: bool, dtype: DType) -> ValueId {
-        self.op("matmul", &[a, b], [("transpose_b", Attr::Bool(transpose_b)), name(dtype)])
+        self.op(
+            "matmul",
+            &[a, b],
+            [("transpose_b", Attr::Bool(transpose_b)), name(dtype)],
+        )
     }
 
     pub fn add(&mut self, a: ValueId, b: ValueId) -> ValueId {
@@ -70,7 +88,11 @@ impl Function {
 
     /// No op if x has the type already.
     pub fn cast(&mut self, x: ValueId, dtype: DType) -> ValueId {
-        if self.ty(x).dtype == dtype { x } else { self.op("cast", &[x], [name(dtype)]) }
+        if self.ty(x).dtype == dtype {
+            x
+        } else {
+            self.op("cast", &[x], [name(dtype)])
+        }
     }
 
     pub fn select(&mut self, cond: ValueId, a: ValueId, b: ValueId) -> ValueId {
@@ -81,12 +103,17 @@ impl Function {
         let mut list = attrs([("type", Attr::Type(ty))]);
         list.extend(window.map(|w| ("window".to_string(), Attr::Int(w))));
         let operands: Vec<ValueId> = start.into_iter().collect();
-        self.try_op("mask", &operands, list).unwrap_or_else(|e| panic!("@{}: {e}", self.name))
+        self.try_op("mask", &operands, list)
+            .unwrap_or_else(|e| panic!("@{}: {e}", self.name))
     }
 
     pub fn rope(&mut self, x: ValueId, start: Option<ValueId>, theta: f64, max: i64, dtype: DType) -> ValueId {
         let operands: Vec<ValueId> = [Some(x), start].into_iter().flatten().collect();
-        self.op("rope", &operands, [("theta", Attr::Float(theta)), ("max", Attr::Int(max)), name(dtype)])
+        self.op(
+            "rope",
+            &operands,
+            [("theta", Attr::Float(theta)), ("max", Attr::Int(max)), name(dtype)],
+        )
     }
 
     pub fn softmax(&mut self, x: ValueId, dtype: DType) -> ValueId {
@@ -114,7 +141,15 @@ impl Function {
     }
 
     pub fn slice(&mut self, x: ValueId, axis: i64, begin: i64, ty: TensorType) -> ValueId {
-        self.op("slice", &[x], [("axis", Attr::Int(axis)), ("begin", Attr::Int(begin)), ("type", Attr::Type(ty))])
+        self.op(
+            "slice",
+            &[x],
+            [
+                ("axis", Attr::Int(axis)),
+                ("begin", Attr::Int(begin)),
+                ("type", Attr::Type(ty)),
+            ],
+        )
     }
 
     pub fn concat(&mut self, parts: &[ValueId], axis: i64) -> ValueId {
@@ -132,14 +167,27 @@ impl Function {
 
     /// The callee's returns, in order. `args` are its inputs, in order.
     pub fn call(&mut self, callee: &Function, layer: i64, args: &[ValueId]) -> Vec<ValueId> {
-        let inputs: Vec<&TensorType> =
-            callee.params.iter().filter(|(_, p)| matches!(p, Param::Input(_))).map(|(v, _)| callee.ty(*v)).collect();
+        let inputs: Vec<&TensorType> = callee
+            .params
+            .iter()
+            .filter(|(_, p)| matches!(p, Param::Input(_)))
+            .map(|(v, _)| callee.ty(*v))
+            .collect();
         let given: Vec<&TensorType> = args.iter().map(|v| self.ty(*v)).collect();
         assert_eq!(inputs, given, "@{} calls @{}", self.name, callee.name);
-        let results: Vec<ValueId> =
-            callee.returns.iter().map(|(_, v)| callee.ty(*v).clone()).map(|ty| self.new_value(ty, None)).collect();
+        let results: Vec<ValueId> = callee
+            .returns
+            .iter()
+            .map(|(_, v)| callee.ty(*v).clone())
+            .map(|ty| self.new_value(ty, None))
+            .collect();
         let list = attrs([("callee", Attr::Str(callee.name.clone())), ("layer", Attr::Int(layer))]);
-        self.ops.push(Op { name: "call".to_string(), operands: args.to_vec(), attrs: list, results: results.clone() });
+        self.ops.push(Op {
+            name: "call".to_string(),
+            operands: args.to_vec(),
+            attrs: list,
+            results: results.clone(),
+        });
         results
     }
 

@@ -14,7 +14,10 @@ const fn binary(name: &'static str, about: &'static str, eval: fn(&Call) -> Tens
             if a.dtype != b.dtype {
                 return Err(format!("{a} with {b}: cast one of them"));
             }
-            Ok(TensorType { shape: broadcast(&a.shape, &b.shape)?, dtype: a.dtype })
+            Ok(TensorType {
+                shape: broadcast(&a.shape, &b.shape)?,
+                dtype: a.dtype,
+            })
         },
         eval,
         samples: || {
@@ -48,7 +51,12 @@ const fn unary(name: &'static str, about: &'static str, eval: fn(&Call) -> Tenso
             s.float(0).cloned()
         },
         eval,
-        samples: || vec![sample([t("3,19", DType::F32)], []), sample([t("B,T,4", DType::BF16)], [])],
+        samples: || {
+            vec![
+                sample([t("3,19", DType::F32)], []),
+                sample([t("B,T,4", DType::BF16)], []),
+            ]
+        },
     }
 }
 
@@ -74,7 +82,10 @@ pub static CAST: OpDef = OpDef {
     infer: |s| {
         s.count(1, 1)?;
         let x = s.float(0)?;
-        Ok(TensorType { shape: x.shape.clone(), dtype: s.dtype(x.dtype)? })
+        Ok(TensorType {
+            shape: x.shape.clone(),
+            dtype: s.dtype(x.dtype)?,
+        })
     },
     eval: |c| each(c, |x| x),
     samples: || {
@@ -100,12 +111,21 @@ pub static WHERE: OpDef = OpDef {
     },
     eval: |c| {
         let [cond, a, b] = [0, 1, 2].map(|i| c.operands[i]);
-        c.from_fn(|i| if cond.broadcast_at(i) != 0.0 { a.broadcast_at(i) } else { b.broadcast_at(i) })
+        c.from_fn(|i| {
+            if cond.broadcast_at(i) != 0.0 {
+                a.broadcast_at(i)
+            } else {
+                b.broadcast_at(i)
+            }
+        })
     },
     samples: || {
         vec![
             sample([t("3,4", DType::I1), t("2,3,4", DType::F32), t("", DType::F32)], []),
-            sample([t("B,1,T,S", DType::I1), t("B,2,T,S", DType::F32), t("1", DType::F32)], []),
+            sample(
+                [t("B,1,T,S", DType::I1), t("B,2,T,S", DType::F32), t("1", DType::F32)],
+                [],
+            ),
         ]
     },
 };

@@ -12,7 +12,10 @@ pub static EMBED: OpDef = OpDef {
         s.float(0)?;
         s.is(1, DType::I32)?;
         let shape = tokens.shape.iter().cloned().chain([table.shape[1].clone()]);
-        Ok(TensorType { shape: shape.collect(), dtype: s.dtype(table.dtype)? })
+        Ok(TensorType {
+            shape: shape.collect(),
+            dtype: s.dtype(table.dtype)?,
+        })
     },
     eval: |c| {
         let (table, tokens) = (c.operands[0], c.operands[1]);
@@ -21,7 +24,10 @@ pub static EMBED: OpDef = OpDef {
     samples: || {
         vec![
             sample([t("5,4", DType::F32), t("2,3", DType::I32)], []),
-            sample([t("7,3", DType::F16), t("B,T", DType::I32)], [("dtype", Attr::Str("f32".into()))]),
+            sample(
+                [t("7,3", DType::F16), t("B,T", DType::I32)],
+                [("dtype", Attr::Str("f32".into()))],
+            ),
         ]
     },
 };
@@ -37,7 +43,10 @@ pub static TAKE_ROWS: OpDef = OpDef {
         if last.shape[0] != x.shape[0] {
             return Err(format!("{} rows are asked of {} sequences", last.shape[0], x.shape[0]));
         }
-        Ok(TensorType { shape: vec![x.shape[0].clone(), 1i64.into(), x.shape[2].clone()], dtype: x.dtype })
+        Ok(TensorType {
+            shape: vec![x.shape[0].clone(), 1i64.into(), x.shape[2].clone()],
+            dtype: x.dtype,
+        })
     },
     eval: |c| c.from_fn(|i| c.operands[0].at(&[i[0], c.operands[1].data[i[0]] as usize, i[2]])),
     samples: || {

@@ -18,7 +18,10 @@ pub static RESHAPE: OpDef = OpDef {
     samples: || {
         vec![
             sample([t("2,6", DType::F32)], [("type", Attr::Type(t("3,4", DType::F32)))]),
-            sample([t("B,T,8", DType::BF16)], [("type", Attr::Type(t("B,T,2,4", DType::BF16)))]),
+            sample(
+                [t("B,T,8", DType::BF16)],
+                [("type", Attr::Type(t("B,T,2,4", DType::BF16)))],
+            ),
         ]
     },
 };
@@ -30,13 +33,18 @@ pub static TRANSPOSE: OpDef = OpDef {
     infer: |s| {
         s.count(1, 1)?;
         let x = s.operands[0];
-        let Some(Attr::Ints(perm)) = s.attrs.get("perm") else { return Err("perm is missing".to_string()) };
+        let Some(Attr::Ints(perm)) = s.attrs.get("perm") else {
+            return Err("perm is missing".to_string());
+        };
         let mut sorted = perm.clone();
         sorted.sort();
         if sorted != (0..x.rank() as i64).collect::<Vec<_>>() {
             return Err(format!("perm {perm:?} is no permutation of the axes of {x}"));
         }
-        Ok(TensorType { shape: perm.iter().map(|p| x.shape[*p as usize].clone()).collect(), dtype: x.dtype })
+        Ok(TensorType {
+            shape: perm.iter().map(|p| x.shape[*p as usize].clone()).collect(),
+            dtype: x.dtype,
+        })
     },
     eval: |c| {
         let perm = c.ints("perm");
@@ -61,12 +69,17 @@ pub static SLICE: OpDef = OpDef {
     infer: |s| {
         s.count(1, 1)?;
         let (x, ty, axis, begin) = (s.operands[0], s.ty()?, s.axis()?, s.int("begin")?);
-        let others = x.shape.iter().zip(&ty.shape).enumerate().any(|(i, (a, b))| i != axis && a != b);
+        let others = x
+            .shape
+            .iter()
+            .zip(&ty.shape)
+            .enumerate()
+            .any(|(i, (a, b))| i != axis && a != b);
         if x.rank() != ty.rank() || x.dtype != ty.dtype || others || begin < 0 {
             return Err(format!("{ty} is no slice of {x} along axis {axis}"));
         }
         if let (Some(have), Some(want)) = (x.shape[axis].size().as_const(), ty.shape[axis].size().as_const())
-            && begin + want > have
+            && begin > have - want
         {
             return Err(format!("{begin} and {want} more exceed {have}"));
         }
@@ -81,8 +94,22 @@ pub static SLICE: OpDef = OpDef {
     },
     samples: || {
         vec![
-            sample([t("3,7", DType::F32)], [("axis", Attr::Int(1)), ("begin", Attr::Int(2)), ("type", Attr::Type(t("3,4", DType::F32)))]),
-            sample([t("B,2,C,4", DType::BF16)], [("axis", Attr::Int(2)), ("begin", Attr::Int(0)), ("type", Attr::Type(t("B,2,S,4", DType::BF16)))]),
+            sample(
+                [t("3,7", DType::F32)],
+                [
+                    ("axis", Attr::Int(1)),
+                    ("begin", Attr::Int(2)),
+                    ("type", Attr::Type(t("3,4", DType::F32))),
+                ],
+            ),
+            sample(
+                [t("B,2,C,4", DType::BF16)],
+                [
+                    ("axis", Attr::Int(2)),
+                    ("begin", Attr::Int(0)),
+                    ("type", Attr::Type(t("B,2,S,4", DType::BF16))),
+                ],
+            ),
         ]
     },
 };
@@ -96,9 +123,14 @@ pub static CONCAT: OpDef = OpDef {
         let (axis, mut ty) = (s.axis()?, s.operands[0].clone());
         let mut sum = 0;
         for x in s.operands {
-            let others = x.rank() != ty.rank() || x.shape.iter().zip(&ty.shape).enumerate().any(|(i, (a, b))| i != axis && a != b);
+            let others = x.rank() != ty.rank()
+                || x.shape
+                    .iter()
+                    .zip(&ty.shape)
+                    .enumerate()
+                    .any(|(i, (a, b))| i != axis && a != b);
             match x.shape.get(axis).and_then(|d| d.size().as_const()) {
-                Some(n) if !others && x.dtype == ty.dtype => sum += n,
+                Some(n) if !others && x.dtype == ty.dtype => sum = n.saturating_add(sum),
                 _ => return Err(format!("{x} does not go behind {} along axis {axis}", s.operands[0])),
             }
         }
@@ -120,7 +152,10 @@ pub static CONCAT: OpDef = OpDef {
     samples: || {
         vec![
             sample([t("2,3", DType::F32), t("2,5", DType::F32)], [("axis", Attr::Int(1))]),
-            sample([t("2,T", DType::BF16), t("1,T", DType::BF16), t("3,T", DType::BF16)], [("axis", Attr::Int(0))]),
+            sample(
+                [t("2,T", DType::BF16), t("1,T", DType::BF16), t("3,T", DType::BF16)],
+                [("axis", Attr::Int(0))],
+            ),
         ]
     },
 };

@@ -14,16 +14,27 @@ pub static CROSS_ENTROPY: OpDef = OpDef {
         if logits.shape[..2] != targets.shape[..] {
             return Err(format!("{logits} against targets {targets}"));
         }
-        Ok(TensorType { shape: targets.shape.clone(), dtype: DType::F32 })
+        Ok(TensorType {
+            shape: targets.shape.clone(),
+            dtype: DType::F32,
+        })
     },
     eval: |c| {
         let (logits, targets) = (c.operands[0], c.operands[1]);
         let vocab = logits.shape[2];
-        let nll = logits.data.chunks(vocab.max(1)).zip(&targets.data).map(|(row, target)| {
-            let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let sum: f64 = row.iter().map(|x| (x - max).exp()).sum();
-            if *target < 0.0 { 0.0 } else { sum.ln() + max - row[*target as usize] }
-        });
+        let nll = logits
+            .data
+            .chunks(vocab.max(1))
+            .zip(&targets.data)
+            .map(|(row, target)| {
+                let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let sum: f64 = row.iter().map(|x| (x - max).exp()).sum();
+                if *target < 0.0 {
+                    0.0
+                } else {
+                    sum.ln() + max - row[*target as usize]
+                }
+            });
         Tensor::new(c.shape, c.dtype, nll.collect())
     },
     samples: || {

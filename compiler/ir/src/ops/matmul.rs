@@ -22,7 +22,10 @@ pub static MATMUL: OpDef = OpDef {
         }
         let mut shape = broadcast(&a.shape[..ra - 2], &b.shape[..rb - 2])?;
         shape.extend([a.shape[ra - 2].clone(), n.clone()]);
-        Ok(TensorType { shape, dtype: s.dtype(a.dtype)? })
+        Ok(TensorType {
+            shape,
+            dtype: s.dtype(a.dtype)?,
+        })
     },
     eval: |c| {
         let (a, b) = (c.operands[0], c.operands[1]);
@@ -31,22 +34,33 @@ pub static MATMUL: OpDef = OpDef {
         let base = |x: &Tensor, batch: &[usize]| {
             let own = x.shape.len() - 2;
             let skip = batch.len() - own;
-            x.shape[..own].iter().zip(&batch[skip..]).fold(0, |acc, (n, i)| acc * n + if *n == 1 { 0 } else { *i })
+            x.shape[..own]
+                .iter()
+                .zip(&batch[skip..])
+                .fold(0, |acc, (n, i)| acc * n + if *n == 1 { 0 } else { *i })
         };
         c.from_fn(|i| {
             let (batch, row, col) = (&i[..i.len() - 2], i[i.len() - 2], i[i.len() - 1]);
-            let (rows, cols) = (a.shape[a.shape.len() - 2], b.shape[b.shape.len() - 2] * b.shape[b.shape.len() - 1]);
+            let (rows, cols) = (
+                a.shape[a.shape.len() - 2],
+                b.shape[b.shape.len() - 2] * b.shape[b.shape.len() - 1],
+            );
             let x = &a.data[(base(a, batch) * rows + row) * k..][..k];
             let y = &b.data[base(b, batch) * cols..][..cols];
             let n = cols / k.max(1);
-            (0..k).map(|j| x[j] * if transposed { y[col * k + j] } else { y[j * n + col] }).sum()
+            (0..k)
+                .map(|j| x[j] * if transposed { y[col * k + j] } else { y[j * n + col] })
+                .sum()
         })
     },
     samples: || {
         let yes = || ("transpose_b", Attr::Bool(true));
         vec![
             sample([t("2,3", DType::F32), t("3,5", DType::F32)], []),
-            sample([t("B,T,6", DType::BF16), t("4,6", DType::BF16)], [yes(), ("dtype", Attr::Str("f32".into()))]),
+            sample(
+                [t("B,T,6", DType::BF16), t("4,6", DType::BF16)],
+                [yes(), ("dtype", Attr::Str("f32".into()))],
+            ),
             sample([t("B,2,3,T,8", DType::F32), t("B,2,1,S,8", DType::F32)], [yes()]),
             sample([t("B,2,3,T,S", DType::BF16), t("B,2,1,S,5", DType::BF16)], []),
             sample([t("1,1", DType::F32), t("1,1", DType::F32)], [yes()]),

@@ -88,7 +88,8 @@ pub fn op(name: &str) -> Option<&'static OpDef> {
 
 /// The ops as the docs show them.
 pub fn table_markdown() -> String {
-    let mut text = String::from("# Ops of the dialect `loop`\n\nGenerated from `ir::ops::OPS`; a test keeps it true.\n\n");
+    let mut text =
+        String::from("# Ops of the dialect `loop`\n\nGenerated from `ir::ops::OPS`; a test keeps it true.\n\n");
     text += "| op | operands and attributes | result |\n|---|---|---|\n";
     for o in OPS {
         text += &format!("| `{}` | {} | {} |\n", o.name, o.usage, o.about);
@@ -100,32 +101,50 @@ pub fn table_markdown() -> String {
 impl<'a> Signature<'a> {
     /// Between `min` and `max` operands.
     pub fn count(&self, min: usize, max: usize) -> Result<(), String> {
-        match self.operands.len() {
-            n if n < min || n > max => Err(format!("has {n} operands, wants {min}{}", if max > min { format!(" to {max}") } else { String::new() })),
-            _ => Ok(()),
-        }
+        let n = self.operands.len();
+        let wanted = match max {
+            _ if (min..=max).contains(&n) => return Ok(()),
+            usize::MAX => format!("{min} or more"),
+            _ if max > min => format!("{min} to {max}"),
+            _ => format!("{min}"),
+        };
+        Err(format!("has {n} operands, wants {wanted}"))
     }
 
     pub fn rank(&self, operand: usize, rank: usize) -> Result<&'a TensorType, String> {
         let ty = self.operands[operand];
-        if ty.rank() == rank { Ok(ty) } else { Err(format!("operand {operand} is {ty}, wants rank {rank}")) }
+        if ty.rank() == rank {
+            Ok(ty)
+        } else {
+            Err(format!("operand {operand} is {ty}, wants rank {rank}"))
+        }
     }
 
     pub fn float(&self, operand: usize) -> Result<&'a TensorType, String> {
         let ty = self.operands[operand];
-        if ty.dtype.is_float() { Ok(ty) } else { Err(format!("operand {operand} is {ty}, wants floats")) }
+        if ty.dtype.is_float() {
+            Ok(ty)
+        } else {
+            Err(format!("operand {operand} is {ty}, wants floats"))
+        }
     }
 
     pub fn is(&self, operand: usize, dtype: DType) -> Result<&'a TensorType, String> {
         let ty = self.operands[operand];
-        if ty.dtype == dtype { Ok(ty) } else { Err(format!("operand {operand} is {ty}, wants {dtype}")) }
+        if ty.dtype == dtype {
+            Ok(ty)
+        } else {
+            Err(format!("operand {operand} is {ty}, wants {dtype}"))
+        }
     }
 
     /// The attribute `dtype`, or `default`.
     pub fn dtype(&self, default: DType) -> Result<DType, String> {
         match self.attrs.get("dtype") {
             None => Ok(default),
-            Some(Attr::Str(s)) => DType::from_name(s).filter(|t| t.is_float()).ok_or(format!("dtype {s:?} is no float type")),
+            Some(Attr::Str(s)) => DType::from_name(s)
+                .filter(|t| t.is_float())
+                .ok_or(format!("dtype {s:?} is no float type")),
             Some(other) => Err(format!("dtype is {other:?}, wants a string")),
         }
     }
@@ -162,7 +181,10 @@ impl<'a> Signature<'a> {
     /// An axis of operand 0.
     pub fn axis(&self) -> Result<usize, String> {
         let (axis, rank) = (self.int("axis")?, self.operands[0].rank());
-        usize::try_from(axis).ok().filter(|a| *a < rank).ok_or(format!("axis {axis} of a rank-{rank} operand"))
+        usize::try_from(axis)
+            .ok()
+            .filter(|a| *a < rank)
+            .ok_or(format!("axis {axis} of a rank-{rank} operand"))
     }
 }
 
@@ -209,7 +231,11 @@ impl Call<'_> {
 /// Numpy's rule: aligned at the end, equal or one of them 1.
 pub fn broadcast(a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>, String> {
     let rank = a.len().max(b.len());
-    let at = |s: &[Dim], i: usize| (i + s.len() >= rank).then(|| s[i + s.len() - rank].clone()).unwrap_or(Dim::Const(1));
+    let at = |s: &[Dim], i: usize| {
+        (i + s.len() >= rank)
+            .then(|| s[i + s.len() - rank].clone())
+            .unwrap_or(Dim::Const(1))
+    };
     (0..rank)
         .map(|i| match (at(a, i), at(b, i)) {
             (x, y) if x == y => Ok(x),
@@ -225,11 +251,20 @@ pub fn attrs<const N: usize>(list: [(&str, Attr); N]) -> Attrs {
 }
 
 fn sample<const N: usize>(operands: impl IntoIterator<Item = TensorType>, list: [(&str, Attr); N]) -> Sample {
-    Sample { operands: operands.into_iter().collect(), attrs: attrs(list) }
+    Sample {
+        operands: operands.into_iter().collect(),
+        attrs: attrs(list),
+    }
 }
 
 /// `t("B,3", F32)`: a type from its dimensions, for samples.
 fn t(dims: &str, dtype: DType) -> TensorType {
-    let dims = dims.split(',').filter(|d| !d.is_empty()).map(|d| d.parse::<i64>().map_or_else(|_| Dim::sym(d), Dim::Const));
-    TensorType { shape: dims.collect(), dtype }
+    let dims = dims
+        .split(',')
+        .filter(|d| !d.is_empty())
+        .map(|d| d.parse::<i64>().map_or_else(|_| Dim::sym(d), Dim::Const));
+    TensorType {
+        shape: dims.collect(),
+        dtype,
+    }
 }

@@ -13,7 +13,10 @@ pub static RMS_NORM: OpDef = OpDef {
             return Err(format!("{x} with weights {w}"));
         }
         s.number("eps")?;
-        Ok(TensorType { shape: x.shape.clone(), dtype: s.dtype(x.dtype)? })
+        Ok(TensorType {
+            shape: x.shape.clone(),
+            dtype: s.dtype(x.dtype)?,
+        })
     },
     eval: |c| {
         let (x, w, eps) = (c.operands[0], c.operands[1], c.number("eps"));
@@ -29,7 +32,10 @@ pub static RMS_NORM: OpDef = OpDef {
         let eps = || ("eps", Attr::Float(1e-6));
         vec![
             sample([t("3,16", DType::F32), t("16", DType::F32)], [eps()]),
-            sample([t("B,T,2,33", DType::BF16), t("33", DType::F32)], [eps(), ("dtype", Attr::Str("f32".into()))]),
+            sample(
+                [t("B,T,2,33", DType::BF16), t("33", DType::F32)],
+                [eps(), ("dtype", Attr::Str("f32".into()))],
+            ),
         ]
     },
 };

@@ -36,6 +36,9 @@ fn fold(c: &Call, start: f64, f: fn(f64, f64) -> f64) -> Tensor {
     })
 }
 
-pub static REDUCE_SUM: OpDef = reduction("reduce_sum", "the sum along the axis, which becomes 1", |c| fold(c, 0.0, |a, b| a + b));
-pub static REDUCE_MAX: OpDef =
-    reduction("reduce_max", "the largest along the axis, which becomes 1", |c| fold(c, f64::NEG_INFINITY, f64::max));
+pub static REDUCE_SUM: OpDef = reduction("reduce_sum", "the sum along the axis, which becomes 1", |c| {
+    fold(c, 0.0, |a, b| a + b)
+});
+pub static REDUCE_MAX: OpDef = reduction("reduce_max", "the largest along the axis, which becomes 1", |c| {
+    fold(c, f64::NEG_INFINITY, f64::max)
+});

@@ -23,9 +23,15 @@ pub static CACHE_WRITE: OpDef = OpDef {
         let (cache, new) = (c.operands[0], c.operands[1]);
         let (capacity, rows) = (cache.shape[2], new.shape[2]);
         let mut out = cache.clone();
-        let first = if c.bool("ring") { rows.saturating_sub(capacity) } else { 0 };
+        let first = if c.bool("ring") {
+            rows.saturating_sub(capacity)
+        } else {
+            0
+        };
         for b in 0..new.shape[0] {
-            for (h, t, d) in (0..new.shape[1]).flat_map(|h| (first..rows).flat_map(move |t| (0..new.shape[3]).map(move |d| (h, t, d)))) {
+            for (h, t, d) in (0..new.shape[1])
+                .flat_map(|h| (first..rows).flat_map(move |t| (0..new.shape[3]).map(move |d| (h, t, d))))
+            {
                 let row = c.start(2, b) as usize + t;
                 let row = if c.bool("ring") { row % capacity } else { row };
                 let at = out.offset(&[b, h, row, d]);
@@ -39,8 +45,14 @@ pub static CACHE_WRITE: OpDef = OpDef {
         vec![
             sample(pair(), []),
             sample(pair().into_iter().chain([t("B", DType::I32)]), []),
-            sample([t("B,2,3,4", DType::BF16), t("B,2,T,4", DType::BF16)], [("ring", Attr::Bool(true))]),
-            sample([t("B,1,3,5", DType::BF16), t("B,1,1,5", DType::BF16), t("B", DType::I32)], [("ring", Attr::Bool(true))]),
+            sample(
+                [t("B,2,3,4", DType::BF16), t("B,2,T,4", DType::BF16)],
+                [("ring", Attr::Bool(true))],
+            ),
+            sample(
+                [t("B,1,3,5", DType::BF16), t("B,1,1,5", DType::BF16), t("B", DType::I32)],
+                [("ring", Attr::Bool(true))],
+            ),
         ]
     },
 };

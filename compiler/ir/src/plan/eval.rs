@@ -14,7 +14,12 @@ pub enum EvalError {
     #[error("no value was given for a symbol of {0}")]
     Unknown(Size),
     #[error("kernel {kernel}: element {index} of argument a{arg}, which has {len}")]
-    OutOfBounds { kernel: String, arg: usize, index: i64, len: usize },
+    OutOfBounds {
+        kernel: String,
+        arg: usize,
+        index: i64,
+        len: usize,
+    },
     #[error("buffer {name} has {found} elements, its shape has {wanted}")]
     Length { name: String, found: usize, wanted: i64 },
 }
@@ -33,15 +38,20 @@ pub fn round(x: f64, dtype: DType) -> f64 {
 pub fn rope_table(rows: i64, dim: i64, theta: f64, sin: bool) -> Vec<f64> {
     let angle = |row: i64, i: i64| row as f64 * theta.powf(-2.0 * i as f64 / dim as f64);
     let at = |row, i| if sin { angle(row, i).sin() } else { angle(row, i).cos() };
-    (0..rows).flat_map(|row| (0..dim / 2).map(move |i| round(at(row, i), DType::F32))).collect()
+    (0..rows)
+        .flat_map(|row| (0..dim / 2).map(move |i| round(at(row, i), DType::F32)))
+        .collect()
 }
 
 /// One zeroed vector per buffer of the plan; rotary tables are filled, the caller fills inputs, states and weights.
 pub fn allocate(plan: &Plan, sizes: &Sizes) -> Result<Vec<Vec<f64>>, EvalError> {
     let one = |b: &super::Buffer| match &b.kind {
-        BufferKind::Weight(WeightRecipe::RopeTable { rows, dim, theta_bits, sin }) => {
-            Ok(rope_table(*rows, *dim, f64::from_bits(*theta_bits), *sin))
-        }
+        BufferKind::Weight(WeightRecipe::RopeTable {
+            rows,
+            dim,
+            theta_bits,
+            sin,
+        }) => Ok(rope_table(*rows, *dim, f64::from_bits(*theta_bits), *sin)),
         _ => Ok(vec![0.0; eval(&Size::product(&b.shape), sizes)? as usize]),
     };
     plan.buffers.iter().map(one).collect()
@@ -54,7 +64,11 @@ pub fn run(plan: &Plan, sizes: &Sizes, memory: &mut [Vec<f64>]) -> Result<(), Ev
     for (b, data) in plan.buffers.iter().zip(memory.iter()) {
         let wanted = eval(&Size::product(&b.shape), sizes)?;
         if data.len() as i64 != wanted {
-            return Err(EvalError::Length { name: b.name.clone(), found: data.len(), wanted });
+            return Err(EvalError::Length {
+                name: b.name.clone(),
+                found: data.len(),
+                wanted,
+            });
         }
         lens.push(data.len());
     }
@@ -111,8 +125,14 @@ pub fn run_kernel(kernel: &Kernel, sizes: &Sizes, args: &mut [Vec<f64>]) -> Resu
             debug_assert!(per_column || stage.operands().iter().all(|&e| !depends[e]));
             for col in 0..if per_column { cols } else { 1 } {
                 at[outer.len()] = col;
-                let mut scalar =
-                    Scalar { kernel, sizes, at: &at, reduced: &reduced, args, memo: vec![None; kernel.exprs.len()] };
+                let mut scalar = Scalar {
+                    kernel,
+                    sizes,
+                    at: &at,
+                    reduced: &reduced,
+                    args,
+                    memo: vec![None; kernel.exprs.len()],
+                };
                 match stage {
                     Stage::Reduce { op, value } => {
                         let x = scalar.get(*value)?;
@@ -220,11 +240,18 @@ impl Scalar<'_> {
     fn checked(&self, arg: usize, index: i64) -> Result<usize, EvalError> {
         let len = self.args[arg].len();
         let inside = usize::try_from(index).ok().filter(|&i| i < len);
-        inside.ok_or_else(|| EvalError::OutOfBounds { kernel: self.kernel.name.clone(), arg, index, len })
+        inside.ok_or_else(|| EvalError::OutOfBounds {
+            kernel: self.kernel.name.clone(),
+            arg,
+            index,
+            len,
+        })
     }
 
     fn contraction(&mut self) -> Result<f64, EvalError> {
-        let Some(c) = &self.kernel.contraction else { return Ok(f64::NAN) };
+        let Some(c) = &self.kernel.contraction else {
+            return Ok(f64::NAN);
+        };
         let ks = eval(&c.k, self.sizes)?;
         let mut at = self.at.to_vec();
         let n = at[at.len() - 1];

@@ -35,7 +35,9 @@ pub struct Buffer {
 #[derive(Clone, Debug, PartialEq)]
 pub enum BufferKind {
     /// Lives from its first to its last launch, in this slot of the arena.
-    Temp { slot: u32 },
+    Temp {
+        slot: u32,
+    },
     Input(String),
     Output(String),
     /// A KV cache or other state, by its name with the layer filled in.
@@ -48,7 +50,12 @@ pub enum BufferKind {
 pub enum WeightRecipe {
     /// Tensors stacked along axis 0; `packed` in panels for a matmul, else as they are. dtype is the buffer's.
     Tensors { names: Vec<String>, packed: bool },
-    RopeTable { rows: i64, dim: i64, theta_bits: u64, sin: bool },
+    RopeTable {
+        rows: i64,
+        dim: i64,
+        theta_bits: u64,
+        sin: bool,
+    },
 }
 
 /// One kernel over `tiles` tiles with buffers bound to its arguments.
@@ -159,7 +166,11 @@ pub enum Stage {
     Reduce { op: Reduction, value: ExprId },
     /// Per column if the access has a column stride, else once per point of `outer`. Rounded to the argument's type.
     /// With a condition: only where it holds.
-    Store { to: Access, value: ExprId, when: Option<ExprId> },
+    Store {
+        to: Access,
+        value: ExprId,
+        when: Option<ExprId>,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -185,9 +196,17 @@ pub enum Rhs {
     /// A weight in panels (`Layout::Panels` of the artefact); no batch.
     Packed { arg: usize },
     /// `[batch.., n, k]` with k contiguous (keys): strides per batch dimension, then n's.
-    KContiguous { arg: usize, offset: Size, strides: Vec<Size> },
+    KContiguous {
+        arg: usize,
+        offset: Size,
+        strides: Vec<Size>,
+    },
     /// `[batch.., k, n]` with n contiguous (values): strides per batch dimension, then k's.
-    NContiguous { arg: usize, offset: Size, strides: Vec<Size> },
+    NContiguous {
+        arg: usize,
+        offset: Size,
+        strides: Vec<Size>,
+    },
 }
 
 impl Kernel {
@@ -199,7 +218,11 @@ impl Kernel {
             None => vec![(Size::product(&self.outer), self.map_rows())],
             Some(c) => {
                 let (batch, rows) = self.outer.split_at(c.batch);
-                vec![(Size::product(batch), 1), (Size::product(rows), MATMUL_ROWS), (self.cols.clone(), MATMUL_COLS)]
+                vec![
+                    (Size::product(batch), 1),
+                    (Size::product(rows), MATMUL_ROWS),
+                    (self.cols.clone(), MATMUL_COLS),
+                ]
             }
         }
     }

@@ -9,7 +9,11 @@ impl Display for Plan {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "plan {}\n\nbuffers", self.entry)?;
         let names: Vec<String> = self.buffers.iter().map(|b| b.name.clone()).collect();
-        let types: Vec<String> = self.buffers.iter().map(|b| format!("{}{}", b.dtype, list(&b.shape))).collect();
+        let types: Vec<String> = self
+            .buffers
+            .iter()
+            .map(|b| format!("{}{}", b.dtype, list(&b.shape)))
+            .collect();
         let width = |texts: &[String]| texts.iter().map(|t| t.chars().count()).max().unwrap_or(0);
         let (name_width, type_width) = (width(&names), width(&types));
         for ((name, ty), b) in names.iter().zip(&types).zip(&self.buffers) {
@@ -22,7 +26,11 @@ impl Display for Plan {
         for (i, launch) in self.launches.iter().enumerate() {
             let kernel = &self.kernels[launch.kernel];
             let side = |written: bool| {
-                let args = kernel.args.iter().zip(&launch.args).filter(|(a, _)| a.written == written);
+                let args = kernel
+                    .args
+                    .iter()
+                    .zip(&launch.args)
+                    .filter(|(a, _)| a.written == written);
                 args.map(|(_, &b)| names[b].as_str()).collect::<Vec<_>>().join(", ")
             };
             writeln!(f, "  {i:3}  {} = {}({})", side(true), kernel.name, side(false))?;
@@ -49,9 +57,18 @@ impl Display for WeightRecipe {
             WeightRecipe::Tensors { names, packed } => {
                 write!(f, "{}{}", names.join(" | "), if *packed { ", packed" } else { "" })
             }
-            WeightRecipe::RopeTable { rows, dim, theta_bits, sin } => {
+            WeightRecipe::RopeTable {
+                rows,
+                dim,
+                theta_bits,
+                sin,
+            } => {
                 let what = if *sin { "sin" } else { "cos" };
-                write!(f, "{what} of {rows} positions, dim {dim}, theta {}", f64::from_bits(*theta_bits))
+                write!(
+                    f,
+                    "{what} of {rows} positions, dim {dim}, theta {}",
+                    f64::from_bits(*theta_bits)
+                )
             }
         }
     }
@@ -75,7 +92,12 @@ impl Display for Kernel {
             writeln!(f, "{indent}for i{d} in {size}{role}")?;
             indent.push_str("  ");
         }
-        let mut body = Body { kernel: self, shared: self.shared(), named: vec![false; self.exprs.len()], lines: vec![] };
+        let mut body = Body {
+            kernel: self,
+            shared: self.shared(),
+            named: vec![false; self.exprs.len()],
+            lines: vec![],
+        };
         if let Some(c) = &self.contraction {
             let a = body.access(&c.a, "k");
             let b = match &c.b {
@@ -145,7 +167,11 @@ impl Body<'_> {
     }
 
     fn index(&self, d: usize) -> String {
-        if d == self.kernel.outer.len() { "j".to_string() } else { format!("i{d}") }
+        if d == self.kernel.outer.len() {
+            "j".to_string()
+        } else {
+            format!("i{d}")
+        }
     }
 
     fn access(&mut self, a: &Access, last: &str) -> String {
@@ -158,7 +184,11 @@ impl Body<'_> {
             terms.push(term(&index, stride));
         }
         for (d, stride) in a.strides.iter().enumerate().filter(|(_, s)| s.coef != 0) {
-            let name = if d + 1 == a.strides.len() { last.to_string() } else { self.index(d) };
+            let name = if d + 1 == a.strides.len() {
+                last.to_string()
+            } else {
+                self.index(d)
+            };
             terms.push(term(&name, stride));
         }
         brackets(a.arg, terms)
@@ -170,7 +200,11 @@ impl Body<'_> {
             terms.push(offset.to_string());
         }
         for (d, stride) in strides.iter().enumerate().filter(|(_, s)| s.coef != 0) {
-            let name = if d + 1 == strides.len() { strided.to_string() } else { format!("i{d}") };
+            let name = if d + 1 == strides.len() {
+                strided.to_string()
+            } else {
+                format!("i{d}")
+            };
             terms.push(term(&name, stride));
         }
         terms.push(contiguous.to_string());
@@ -179,7 +213,9 @@ impl Body<'_> {
 
     /// The text of an expression that stands where operators bind with strength `outer` (9: brackets around any operator).
     fn expr(&mut self, id: ExprId, outer: u8) -> String {
-        let Some(expr) = self.kernel.exprs.get(id) else { return format!("<no expression {id}>") };
+        let Some(expr) = self.kernel.exprs.get(id) else {
+            return format!("<no expression {id}>");
+        };
         let shared = self.shared[id];
         if shared && self.named[id] {
             return format!("x{id}");
@@ -245,15 +281,27 @@ fn unary(op: Unary) -> &'static str {
 }
 
 fn float(x: f32) -> String {
-    if x != 0.0 && (x.abs() >= 1e6 || x.abs() < 1e-3) { format!("{x:e}") } else { format!("{x:?}") }
+    if x != 0.0 && (x.abs() >= 1e6 || x.abs() < 1e-3) {
+        format!("{x:e}")
+    } else {
+        format!("{x:?}")
+    }
 }
 
 fn term(name: &str, stride: &Size) -> String {
-    if *stride == Size::one() { name.to_string() } else { format!("{name}*{stride}") }
+    if *stride == Size::one() {
+        name.to_string()
+    } else {
+        format!("{name}*{stride}")
+    }
 }
 
 fn brackets(arg: usize, terms: Vec<String>) -> String {
-    let inside = if terms.is_empty() { "0".to_string() } else { terms.join(" + ") };
+    let inside = if terms.is_empty() {
+        "0".to_string()
+    } else {
+        terms.join(" + ")
+    };
     format!("a{arg}[{inside}]")
 }
 

@@ -50,9 +50,13 @@ impl Stage {
     pub fn operands(&self) -> Vec<ExprId> {
         match self {
             Stage::Reduce { value, .. } => vec![*value],
-            Stage::Store { to, value, when } => {
-                to.indirect.iter().map(|(e, _)| *e).chain([*value]).chain(*when).collect()
-            }
+            Stage::Store { to, value, when } => to
+                .indirect
+                .iter()
+                .map(|(e, _)| *e)
+                .chain([*value])
+                .chain(*when)
+                .collect(),
         }
     }
 }
@@ -81,7 +85,10 @@ pub fn verify(plan: &Plan) -> Vec<PlanError> {
     let mut names = HashSet::new();
     for kernel in &plan.kernels {
         if !names.insert(&kernel.name) {
-            errors.push(PlanError { place: format!("kernel {}", kernel.name), message: "the name is taken".to_string() });
+            errors.push(PlanError {
+                place: format!("kernel {}", kernel.name),
+                message: "the name is taken".to_string(),
+            });
         }
         errors.extend(verify_kernel(kernel));
     }
@@ -97,13 +104,23 @@ fn launches(plan: &Plan, errors: &mut Vec<PlanError>) {
         .map(|b| !matches!(b.kind, BufferKind::Temp { .. } | BufferKind::Output(_)))
         .collect();
     for (i, launch) in plan.launches.iter().enumerate() {
-        let mut fail = |message: String| errors.push(PlanError { place: format!("launch {i}"), message });
+        let mut fail = |message: String| {
+            errors.push(PlanError {
+                place: format!("launch {i}"),
+                message,
+            })
+        };
         let Some(kernel) = plan.kernels.get(launch.kernel) else {
             fail(format!("there is no kernel {}", launch.kernel));
             continue;
         };
         if launch.args.len() != kernel.args.len() {
-            fail(format!("{} takes {} buffers, {} given", kernel.name, kernel.args.len(), launch.args.len()));
+            fail(format!(
+                "{} takes {} buffers, {} given",
+                kernel.name,
+                kernel.args.len(),
+                launch.args.len()
+            ));
             continue;
         }
         for (at, (arg, &b)) in kernel.args.iter().zip(&launch.args).enumerate() {
@@ -112,16 +129,34 @@ fn launches(plan: &Plan, errors: &mut Vec<PlanError>) {
                 continue;
             };
             if buffer.dtype != arg.dtype {
-                fail(format!("{} is {}, argument a{at} of {} is {}", buffer.name, buffer.dtype, kernel.name, arg.dtype));
+                fail(format!(
+                    "{} is {}, argument a{at} of {} is {}",
+                    buffer.name, buffer.dtype, kernel.name, arg.dtype
+                ));
             }
             if arg.written && matches!(buffer.kind, BufferKind::Input(_) | BufferKind::Weight(_)) {
-                fail(format!("{} writes {}, which is only to be read", kernel.name, buffer.name));
+                fail(format!(
+                    "{} writes {}, which is only to be read",
+                    kernel.name, buffer.name
+                ));
             }
             if !arg.written && !written[b] {
-                fail(format!("{} reads {} before anything is in it", kernel.name, buffer.name));
+                fail(format!(
+                    "{} reads {} before anything is in it",
+                    kernel.name, buffer.name
+                ));
             }
-            if launch.args.iter().zip(&kernel.args).enumerate().any(|(o, (&x, a))| o != at && x == b && a.written) {
-                fail(format!("{} is bound to two arguments of {} and written", buffer.name, kernel.name));
+            if launch
+                .args
+                .iter()
+                .zip(&kernel.args)
+                .enumerate()
+                .any(|(o, (&x, a))| o != at && x == b && a.written)
+            {
+                fail(format!(
+                    "{} is bound to two arguments of {} and written",
+                    buffer.name, kernel.name
+                ));
             }
         }
         for (arg, &b) in kernel.args.iter().zip(&launch.args) {
@@ -132,7 +167,10 @@ fn launches(plan: &Plan, errors: &mut Vec<PlanError>) {
     }
     for (b, buffer) in plan.buffers.iter().enumerate() {
         if matches!(buffer.kind, BufferKind::Output(_)) && !written[b] {
-            errors.push(PlanError { place: format!("buffer {}", buffer.name), message: "nothing writes it".to_string() });
+            errors.push(PlanError {
+                place: format!("buffer {}", buffer.name),
+                message: "nothing writes it".to_string(),
+            });
         }
     }
 }
@@ -165,9 +203,14 @@ fn slots(plan: &Plan, errors: &mut Vec<PlanError>) {
         for pair in tenants.windows(2) {
             let ((_, last, a), (first, _, b)) = (pair[0], pair[1]);
             if first <= last {
-                let message =
-                    format!("{} and {} are both in use at launch {first}", plan.buffers[a].name, plan.buffers[b].name);
-                errors.push(PlanError { place: format!("slot {slot}"), message });
+                let message = format!(
+                    "{} and {} are both in use at launch {first}",
+                    plan.buffers[a].name, plan.buffers[b].name
+                );
+                errors.push(PlanError {
+                    place: format!("slot {slot}"),
+                    message,
+                });
             }
         }
     }
@@ -175,7 +218,12 @@ fn slots(plan: &Plan, errors: &mut Vec<PlanError>) {
 
 /// All faults of one kernel.
 pub fn verify_kernel(kernel: &Kernel) -> Vec<PlanError> {
-    let mut check = Check { kernel, errors: vec![], kinds: vec![], depends: kernel.column_dependent() };
+    let mut check = Check {
+        kernel,
+        errors: vec![],
+        kinds: vec![],
+        depends: kernel.column_dependent(),
+    };
     for id in 0..kernel.exprs.len() {
         check.expr(id);
     }
@@ -193,7 +241,11 @@ pub fn verify_kernel(kernel: &Kernel) -> Vec<PlanError> {
             Rhs::KContiguous { arg, strides, .. } | Rhs::NContiguous { arg, strides, .. } => {
                 check.arg(*arg, Some(false), "the contraction's right side");
                 if strides.len() != c.batch + 1 {
-                    let message = format!("the right side has {} strides for {} batch dimensions", strides.len(), c.batch);
+                    let message = format!(
+                        "the right side has {} strides for {} batch dimensions",
+                        strides.len(),
+                        c.batch
+                    );
                     check.fail(message);
                 }
             }
@@ -218,12 +270,18 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn fail(&mut self, message: String) {
-        self.errors.push(PlanError { place: format!("kernel {}", self.kernel.name), message });
+        self.errors.push(PlanError {
+            place: format!("kernel {}", self.kernel.name),
+            message,
+        });
     }
 
     fn arg(&mut self, arg: usize, written: Option<bool>, what: &str) {
         match self.kernel.args.get(arg) {
-            None => self.fail(format!("{what} is argument a{arg}, there are {}", self.kernel.args.len())),
+            None => self.fail(format!(
+                "{what} is argument a{arg}, there are {}",
+                self.kernel.args.len()
+            )),
             Some(a) if written.is_some_and(|w| w != a.written) => {
                 let is = if a.written { "written" } else { "only read" };
                 self.fail(format!("{what} is argument a{arg}, which is declared as {is}"));
@@ -234,11 +292,17 @@ impl Check<'_> {
 
     fn access(&mut self, a: &Access, before: Option<ExprId>, what: &str) {
         if a.strides.len() != self.kernel.outer.len() + 1 {
-            self.fail(format!("{what} has {} strides for {} dimensions", a.strides.len(), self.kernel.outer.len() + 1));
+            self.fail(format!(
+                "{what} has {} strides for {} dimensions",
+                a.strides.len(),
+                self.kernel.outer.len() + 1
+            ));
         }
         if let Some((e, _)) = &a.indirect {
             if *e >= before.unwrap_or(self.kinds.len()) {
-                self.fail(format!("{what} looks up by expression {e}, which does not stand before it"));
+                self.fail(format!(
+                    "{what} looks up by expression {e}, which does not stand before it"
+                ));
             } else if self.kinds[*e].is_some_and(|k| k != Kind::Int) {
                 self.fail(format!("{what} looks up by expression {e}, which is no integer"));
             }
@@ -249,7 +313,9 @@ impl Check<'_> {
         let expr = &self.kernel.exprs[id];
         let what = format!("expression {id}");
         if let Some(&late) = expr.operands().iter().find(|&&o| o >= id) {
-            self.fail(format!("{what} refers to expression {late}, which does not stand before it"));
+            self.fail(format!(
+                "{what} refers to expression {late}, which does not stand before it"
+            ));
             self.kinds.push(None);
             return;
         }
@@ -257,7 +323,10 @@ impl Check<'_> {
         let mut wanted: Option<String> = None;
         let mut want = |e: &ExprId, wants: Kind| {
             if kind(e).is_some_and(|k| k != wants) {
-                wanted = Some(format!("{what} takes {wants:?}, expression {e} is {:?}", kind(e).unwrap_or(wants)));
+                wanted = Some(format!(
+                    "{what} takes {wants:?}, expression {e} is {:?}",
+                    kind(e).unwrap_or(wants)
+                ));
             }
         };
         let result = match expr {
@@ -304,7 +373,9 @@ impl Check<'_> {
                 self.arg(a.arg, Some(false), &what);
                 self.access(a, Some(id), &what);
             }
-            Expr::Index(d) if *d > self.kernel.outer.len() => self.fail(format!("{what} is the index of dimension {d}")),
+            Expr::Index(d) if *d > self.kernel.outer.len() => {
+                self.fail(format!("{what} is the index of dimension {d}"))
+            }
             Expr::Acc if self.kernel.contraction.is_none() => self.fail(format!("{what} is Acc without a contraction")),
             Expr::Reduced(s) if !matches!(self.kernel.stages.get(*s), Some(Stage::Reduce { .. })) => {
                 self.fail(format!("{what} is the result of stage {s}, which is no reduction"));
@@ -317,9 +388,17 @@ impl Check<'_> {
     fn stage(&mut self, s: usize, stage: &Stage) {
         let what = format!("stage {s}");
         if let Some(&e) = stage.operands().iter().find(|&&e| e >= self.kernel.exprs.len()) {
-            return self.fail(format!("{what} refers to expression {e}, there are {}", self.kernel.exprs.len()));
+            return self.fail(format!(
+                "{what} refers to expression {e}, there are {}",
+                self.kernel.exprs.len()
+            ));
         }
-        if let Some(late) = stage.operands().iter().find_map(|&e| self.latest_stage(e)).filter(|&late| late >= s) {
+        if let Some(late) = stage
+            .operands()
+            .iter()
+            .find_map(|&e| self.latest_stage(e))
+            .filter(|&late| late >= s)
+        {
             self.fail(format!("{what} needs the result of stage {late}, which has not run"));
         }
         match stage {
@@ -344,7 +423,9 @@ impl Check<'_> {
                 }
                 let per_column = to.strides.last().is_some_and(|s| s.coef != 0);
                 if !per_column && stage.operands().iter().any(|&e| self.depends[e]) {
-                    self.fail(format!("{what} stores a value per column where all columns share one place"));
+                    self.fail(format!(
+                        "{what} stores a value per column where all columns share one place"
+                    ));
                 }
             }
         }
@@ -354,7 +435,12 @@ impl Check<'_> {
     fn latest_stage(&self, id: ExprId) -> Option<usize> {
         match &self.kernel.exprs[id] {
             Expr::Reduced(s) => Some(*s),
-            e => e.operands().iter().filter(|&&o| o < id).filter_map(|&o| self.latest_stage(o)).max(),
+            e => e
+                .operands()
+                .iter()
+                .filter(|&&o| o < id)
+                .filter_map(|&o| self.latest_stage(o))
+                .max(),
         }
     }
 }

@@ -27,7 +27,12 @@ pub struct Spanned {
 }
 
 pub fn lex(text: &str) -> Result<Vec<Spanned>, ParseError> {
-    let mut lexer = Lexer { bytes: text.as_bytes(), at: 0, line: 1, line_start: 0 };
+    let mut lexer = Lexer {
+        bytes: text.as_bytes(),
+        at: 0,
+        line: 1,
+        line_start: 0,
+    };
     let mut tokens = vec![];
     loop {
         lexer.skip();
@@ -118,7 +123,10 @@ impl Lexer<'_> {
                 None | Some(b'\n') => return Err("the string has no end".to_string()),
                 Some(b'"') => break,
                 Some(b'\\') => {
-                    let hex = self.bytes.get(self.at + 1..self.at + 3).and_then(|h| std::str::from_utf8(h).ok());
+                    let hex = self
+                        .bytes
+                        .get(self.at + 1..self.at + 3)
+                        .and_then(|h| std::str::from_utf8(h).ok());
                     let escaped = match self.bytes.get(self.at + 1) {
                         Some(c @ (b'"' | b'\\')) => Some((*c, 2)),
                         _ => hex.and_then(|h| u8::from_str_radix(h, 16).ok()).map(|b| (b, 3)),
@@ -134,7 +142,9 @@ impl Lexer<'_> {
             }
         }
         self.at += 1;
-        String::from_utf8(bytes).map(Token::Str).map_err(|_| "the string is not UTF-8".to_string())
+        String::from_utf8(bytes)
+            .map(Token::Str)
+            .map_err(|_| "the string is not UTF-8".to_string())
     }
 
     fn number(&mut self) -> Result<Token, String> {
@@ -144,7 +154,9 @@ impl Lexer<'_> {
             let digits = self.take(|b| b.is_ascii_hexdigit());
             // `0x4xf32` in a shape is the size 0, then `x`: only sixteen digits are the bits of a float.
             if digits.len() == 16 {
-                return u64::from_str_radix(&digits, 16).map(|b| Token::Float(f64::from_bits(b))).map_err(|e| e.to_string());
+                return u64::from_str_radix(&digits, 16)
+                    .map(|b| Token::Float(f64::from_bits(b)))
+                    .map_err(|e| e.to_string());
             }
             self.at = start;
         }
@@ -167,8 +179,14 @@ impl Lexer<'_> {
         }
         let text = std::str::from_utf8(&self.bytes[start..self.at]).map_err(|e| e.to_string())?;
         match float {
-            true => text.parse().map(Token::Float).map_err(|_| format!("`{text}` is no number")),
-            false => text.parse().map(Token::Int).map_err(|_| format!("`{text}` is no number")),
+            true => text
+                .parse()
+                .map(Token::Float)
+                .map_err(|_| format!("`{text}` is no number")),
+            false => text
+                .parse()
+                .map(Token::Int)
+                .map_err(|_| format!("`{text}` is no number")),
         }
     }
 }

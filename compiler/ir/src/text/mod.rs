@@ -5,4 +5,4 @@ mod lexer;
 mod parse;
 mod print;
 
-pub use parse::{ParseError, parse};
+pub use parse::{ParseError, parse, parse_with_lines};

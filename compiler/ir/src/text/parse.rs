@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::lexer::{Spanned, Token, lex};
 use crate::graph::{Attr, Attrs, Function, Module, Op, Param, ValueId};
 use crate::types::{DType, Dim, TensorType};
+use crate::verify::Lines;
 
 /// Where the text is wrong, and what was expected there.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -17,15 +18,25 @@ pub struct ParseError {
 
 /// Parses what `Module`'s `Display` prints.
 pub fn parse(text: &str) -> Result<Module, ParseError> {
-    let mut p = Parser { tokens: lex(text)?, at: 0 };
+    parse_with_lines(text).map(|(module, _)| module)
+}
+
+/// Also the line of each op, for the verifier's messages.
+pub fn parse_with_lines(text: &str) -> Result<(Module, Lines), ParseError> {
+    let mut p = Parser {
+        tokens: lex(text)?,
+        at: 0,
+        lines: vec![],
+    };
     p.word("module")?;
     p.punct('{')?;
     let mut module = Module::default();
     while !p.eat('}') {
+        p.lines.push(vec![]);
         module.functions.push(p.function()?);
     }
     match p.peek() {
-        Token::End => Ok(module),
+        Token::End => Ok((module, p.lines)),
         _ => Err(p.error("nothing may follow the module")),
     }
 }
@@ -33,6 +44,7 @@ pub fn parse(text: &str) -> Result<Module, ParseError> {
 struct Parser {
     tokens: Vec<Spanned>,
     at: usize,
+    lines: Lines,
 }
 
 type Result<T, E = ParseError> = std::result::Result<T, E>;
@@ -51,7 +63,11 @@ impl Parser {
 
     fn error(&self, message: impl Into<String>) -> ParseError {
         let Spanned { line, column, .. } = self.tokens[self.at];
-        ParseError { line, column, message: message.into() }
+        ParseError {
+            line,
+            column,
+            message: message.into(),
+        }
     }
 
     /// An error at the token just taken.
@@ -69,7 +85,11 @@ impl Parser {
     }
 
     fn punct(&mut self, c: char) -> Result<()> {
-        if self.eat(c) { Ok(()) } else { Err(self.error(format!("expected `{c}`"))) }
+        if self.eat(c) {
+            Ok(())
+        } else {
+            Err(self.error(format!("expected `{c}`")))
+        }
     }
 
     fn word(&mut self, wanted: &str) -> Result<()> {
@@ -148,7 +168,11 @@ impl Parser {
                 "loop.input" => Param::Input(source),
                 "loop.weight" => Param::Weight(source),
                 "loop.state" => Param::State(source),
-                _ => return Err(p.error(format!("`{kind}`: a parameter is loop.input, loop.weight or loop.state"))),
+                _ => {
+                    return Err(p.error(format!(
+                        "`{kind}`: a parameter is loop.input, loop.weight or loop.state"
+                    )));
+                }
             };
             let v = p.define(&mut f, &mut names, name, ty)?;
             f.params.push((v, param));
@@ -185,7 +209,11 @@ impl Parser {
                 }
                 let ty = self.ty()?;
                 if ty != *f.ty(values[i]) {
-                    return Err(self.error(format!("%{} is {}, returned as {ty}", f.value_name(values[i]), f.ty(values[i]))));
+                    return Err(self.error(format!(
+                        "%{} is {}, returned as {ty}",
+                        f.value_name(values[i]),
+                        f.ty(values[i])
+                    )));
                 }
             }
         }
@@ -197,7 +225,13 @@ impl Parser {
         Ok(f)
     }
 
-    fn define(&mut self, f: &mut Function, names: &mut HashMap<String, ValueId>, name: String, ty: TensorType) -> Result<ValueId> {
+    fn define(
+        &mut self,
+        f: &mut Function,
+        names: &mut HashMap<String, ValueId>,
+        name: String,
+        ty: TensorType,
+    ) -> Result<ValueId> {
         if names.contains_key(&name) {
             return Err(self.error(format!("%{name} is defined twice")));
         }
@@ -216,6 +250,8 @@ impl Parser {
     }
 
     fn op(&mut self, f: &mut Function, names: &mut HashMap<String, ValueId>) -> Result<()> {
+        let line = self.tokens[self.at].line;
+        self.lines.last_mut().into_iter().for_each(|ops| ops.push(line));
         let mut results = vec![];
         if matches!(self.peek(), Token::Value(_)) {
             loop {
@@ -240,26 +276,44 @@ impl Parser {
                     _ => return p.error_before("expected an attribute's name"),
                 };
                 p.punct('=')?;
-                attrs.insert(key, p.attr()?);
-                Ok(())
+                let attr = p.attr()?;
+                match attrs.insert(key.clone(), attr) {
+                    None => Ok(()),
+                    Some(_) => p.error_before(format!("the attribute {key} stands twice")),
+                }
             })?;
         }
         self.punct(':')?;
         self.punct('(')?;
         let types = self.list(')', Parser::ty)?;
         if types.len() != operands.len() || operands.iter().zip(&types).any(|(v, ty)| f.ty(*v) != ty) {
-            return Err(self.error(format!("loop.{name}: the operands' types are not those of their values")));
+            return Err(self.error(format!(
+                "loop.{name}: the operands' types are not those of their values"
+            )));
         }
         self.arrow()?;
-        let types = if self.eat('(') { self.list(')', Parser::ty)? } else { vec![self.ty()?] };
+        let types = if self.eat('(') {
+            self.list(')', Parser::ty)?
+        } else {
+            vec![self.ty()?]
+        };
         if types.len() != results.len() {
-            return Err(self.error(format!("loop.{name}: {} results with {} types", results.len(), types.len())));
+            return Err(self.error(format!(
+                "loop.{name}: {} results with {} types",
+                results.len(),
+                types.len()
+            )));
         }
         let mut ids = vec![];
         for (name, ty) in results.into_iter().zip(types) {
             ids.push(self.define(f, names, name, ty)?);
         }
-        f.ops.push(Op { name, operands, attrs, results: ids });
+        f.ops.push(Op {
+            name,
+            operands,
+            attrs,
+            results: ids,
+        });
         Ok(())
     }
 
@@ -276,7 +330,10 @@ impl Parser {
                 Token::Int(i) => Ok(i),
                 _ => p.error_before("expected an integer"),
             })?),
-            _ => return self.error_before("expected an attribute: a number, string, type, list of integers, true or false"),
+            _ => {
+                return self
+                    .error_before("expected an attribute: a number, string, type, list of integers, true or false");
+            }
         };
         match (&attr, self.peek()) {
             (Attr::Int(_), Token::Punct(':')) => {

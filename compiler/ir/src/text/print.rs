@@ -27,17 +27,30 @@ impl Display for Function {
                 Param::State(name) => ("state", name),
             };
             let comma = if i + 1 < self.params.len() { "," } else { "" };
-            writeln!(f, "    %{}: {} {{loop.{kind} = {}}}{comma}", self.value_name(*v), self.ty(*v), Quoted(name))?;
+            writeln!(
+                f,
+                "    %{}: {} {{loop.{kind} = {}}}{comma}",
+                self.value_name(*v),
+                self.ty(*v),
+                Quoted(name)
+            )?;
         }
-        let results: Vec<String> =
-            self.returns.iter().map(|(name, v)| format!("{} {{loop.name = {}}}", self.ty(*v), Quoted(name))).collect();
+        let results: Vec<String> = self
+            .returns
+            .iter()
+            .map(|(name, v)| format!("{} {{loop.name = {}}}", self.ty(*v), Quoted(name)))
+            .collect();
         writeln!(f, "  ) -> ({}) {{", results.join(", "))?;
         for op in &self.ops {
             f.write_str("    ")?;
             self.fmt_op(op, f)?;
             f.write_char('\n')?;
         }
-        let values: Vec<String> = self.returns.iter().map(|(_, v)| format!("%{}", self.value_name(*v))).collect();
+        let values: Vec<String> = self
+            .returns
+            .iter()
+            .map(|(_, v)| format!("%{}", self.value_name(*v)))
+            .collect();
         let types: Vec<String> = self.returns.iter().map(|(_, v)| self.ty(*v).to_string()).collect();
         if values.is_empty() {
             f.write_str("    return\n  }\n")
@@ -58,14 +71,23 @@ impl Function {
         let list = |values: &[crate::ValueId], show: &dyn Fn(crate::ValueId) -> String| {
             values.iter().map(|v| show(*v)).collect::<Vec<_>>().join(", ")
         };
-        write!(f, "\"loop.{}\"({})", op.name, list(&op.operands, &|v| format!("%{}", self.value_name(v))))?;
+        write!(
+            f,
+            "\"loop.{}\"({})",
+            op.name,
+            list(&op.operands, &|v| format!("%{}", self.value_name(v)))
+        )?;
         if !op.attrs.is_empty() {
             let attrs: Vec<String> = op.attrs.iter().map(|(k, v)| format!("{k} = {v}")).collect();
             write!(f, " {{{}}}", attrs.join(", "))?;
         }
         let ty = |v| self.ty(v).to_string();
         let results = list(&op.results, &ty);
-        let results = if op.results.len() == 1 { results } else { format!("({results})") };
+        let results = if op.results.len() == 1 {
+            results
+        } else {
+            format!("({results})")
+        };
         write!(f, " : ({}) -> {results}", list(&op.operands, &ty))
     }
 }
@@ -78,7 +100,9 @@ impl Display for Attr {
             Attr::Float(x) if !x.is_finite() => write!(f, "0x{:016X} : f64", x.to_bits()),
             Attr::Float(x) => {
                 let text = format!("{x:?}");
-                let (mantissa, exponent) = text.split_once('e').map_or((text.as_str(), None), |(m, e)| (m, Some(e)));
+                let (mantissa, exponent) = text
+                    .split_once('e')
+                    .map_or((text.as_str(), None), |(m, e)| (m, Some(e)));
                 let point = if mantissa.contains('.') { "" } else { ".0" };
                 write!(f, "{mantissa}{point}")?;
                 if let Some(e) = exponent {
