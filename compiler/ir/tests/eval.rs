@@ -13,7 +13,10 @@ fn tensor(shape: &[usize], dtype: DType, data: &[f64]) -> Tensor {
 }
 
 fn ty(x: &Tensor) -> TensorType {
-    TensorType { shape: x.shape.iter().map(|n| (*n).into()).collect(), dtype: x.dtype }
+    TensorType {
+        shape: x.shape.iter().map(|n| (*n).into()).collect(),
+        dtype: x.dtype,
+    }
 }
 
 fn attrs(list: &[(&str, Attr)]) -> Attrs {
@@ -39,8 +42,16 @@ fn one_as(name: &str, operands: &[Tensor], list: &[(&str, Attr)], exact: bool) -
     let y = f.try_op(name, &values, attrs(list)).expect(name);
     f.returns("y", y);
     let module = Module { functions: vec![f] };
-    let context = Context { module: &module, sizes: &Sizes::new(), weights: &|_| None, exact };
-    run(&context, ENTRY, &inputs, &mut BTreeMap::new()).expect(name).remove("y").expect("y")
+    let context = Context {
+        module: &module,
+        sizes: &Sizes::new(),
+        weights: &|_| None,
+        exact,
+    };
+    run(&context, ENTRY, &inputs, &mut BTreeMap::new())
+        .expect(name)
+        .remove("y")
+        .expect("y")
 }
 
 fn near(found: &[f64], wanted: &[f64]) {
@@ -54,9 +65,15 @@ fn near(found: &[f64], wanted: &[f64]) {
 fn mask_with_start_and_window() {
     let ty = |shape: &[i64]| ("type", Attr::Type(TensorType::new(shape.iter().copied(), I1)));
     // No start: row t sees keys 0..=t.
-    assert_eq!(one("mask", &[], &[ty(&[3, 3])]).data, [1., 0., 0., 1., 1., 0., 1., 1., 1.]);
+    assert_eq!(
+        one("mask", &[], &[ty(&[3, 3])]).data,
+        [1., 0., 0., 1., 1., 0., 1., 1., 1.]
+    );
     // A window of 1 is the token itself.
-    assert_eq!(one("mask", &[], &[ty(&[3, 3]), ("window", Attr::Int(1))]).data, [1., 0., 0., 0., 1., 0., 0., 0., 1.]);
+    assert_eq!(
+        one("mask", &[], &[ty(&[3, 3]), ("window", Attr::Int(1))]).data,
+        [1., 0., 0., 0., 1., 0., 0., 0., 1.]
+    );
     // Two sequences, the first at position 1, the second at 3; a window of 2: rows 1 2 and 3 4 see (p - 2, p].
     let start = tensor(&[2], I32, &[1., 3.]);
     let found = one("mask", &[start], &[ty(&[2, 1, 2, 5]), ("window", Attr::Int(2))]);
@@ -85,12 +102,21 @@ fn cache_write_ring() {
     // More rows than room: of 1..=5 the last three stay, at rows 2 0 1 (positions 2 3 4).
     let cache = tensor(&[1, 1, 3, 1], F32, &[9.; 3]);
     let new = tensor(&[1, 1, 5, 1], F32, &[1., 2., 3., 4., 5.]);
-    assert_eq!(one("cache_write", &[cache.clone(), new.clone()], &ring).data, [4., 5., 3.]);
+    assert_eq!(
+        one("cache_write", &[cache.clone(), new.clone()], &ring).data,
+        [4., 5., 3.]
+    );
     // The same from position 1: positions 3 4 5 hold 3 4 5.
-    assert_eq!(one("cache_write", &[cache.clone(), new, tensor(&[1], I32, &[1.])], &ring).data, [3., 4., 5.]);
+    assert_eq!(
+        one("cache_write", &[cache.clone(), new, tensor(&[1], I32, &[1.])], &ring).data,
+        [3., 4., 5.]
+    );
     // Two rows from position 5 wrap: rows 2 and 0; row 1 stays.
     let new = tensor(&[1, 1, 2, 1], F32, &[1., 2.]);
-    assert_eq!(one("cache_write", &[cache, new, tensor(&[1], I32, &[5.])], &ring).data, [2., 9., 1.]);
+    assert_eq!(
+        one("cache_write", &[cache, new, tensor(&[1], I32, &[5.])], &ring).data,
+        [2., 9., 1.]
+    );
 }
 
 #[test]
@@ -102,8 +128,14 @@ fn rope_pairs_halves() {
         let (c, s, c1, s1) = (p.cos(), p.sin(), (p / 10.0).cos(), (p / 10.0).sin());
         [c - 3. * s, 2. * c1 - 4. * s1, 3. * c + s, 4. * c1 + 2. * s1]
     };
-    near(&one("rope", std::slice::from_ref(&x), &list).data, &[turned(0.), turned(1.)].concat());
-    near(&one("rope", &[x, tensor(&[1], I32, &[7.])], &list).data, &[turned(7.), turned(8.)].concat());
+    near(
+        &one("rope", std::slice::from_ref(&x), &list).data,
+        &[turned(0.), turned(1.)].concat(),
+    );
+    near(
+        &one("rope", &[x, tensor(&[1], I32, &[7.])], &list).data,
+        &[turned(7.), turned(8.)].concat(),
+    );
 }
 
 #[test]
@@ -111,7 +143,10 @@ fn cross_entropy_ignores_negative_targets() {
     let logits = tensor(&[1, 3, 2], F32, &[0., 0., 1., 3., 1000., 0.]);
     let targets = tensor(&[1, 3], I32, &[1., -1., 1.]);
     // log 2; ignored; 1000 without overflow.
-    near(&one("cross_entropy", &[logits, targets], &[]).data, &[2f64.ln(), 0., 1000.]);
+    near(
+        &one("cross_entropy", &[logits, targets], &[]).data,
+        &[2f64.ln(), 0., 1000.],
+    );
 }
 
 #[test]
@@ -146,20 +181,56 @@ fn norm_by_hand() {
 fn layout_ops() {
     let x = tensor(&[2, 3], F32, &[0., 1., 2., 3., 4., 5.]);
     let part = ("type", Attr::Type(TensorType::new([2i64, 2], F32)));
-    assert_eq!(one("transpose", std::slice::from_ref(&x), &[("perm", Attr::Ints(vec![1, 0]))]).data, [0., 3., 1., 4., 2., 5.]);
-    assert_eq!(one("slice", std::slice::from_ref(&x), &[("axis", Attr::Int(1)), ("begin", Attr::Int(1)), part]).data, [1., 2., 4., 5.]);
-    assert_eq!(one("reduce_sum", std::slice::from_ref(&x), &[("axis", Attr::Int(0))]).data, [3., 5., 7.]);
-    assert_eq!(one("reduce_max", std::slice::from_ref(&x), &[("axis", Attr::Int(1))]).data, [2., 5.]);
+    assert_eq!(
+        one(
+            "transpose",
+            std::slice::from_ref(&x),
+            &[("perm", Attr::Ints(vec![1, 0]))]
+        )
+        .data,
+        [0., 3., 1., 4., 2., 5.]
+    );
+    assert_eq!(
+        one(
+            "slice",
+            std::slice::from_ref(&x),
+            &[("axis", Attr::Int(1)), ("begin", Attr::Int(1)), part]
+        )
+        .data,
+        [1., 2., 4., 5.]
+    );
+    assert_eq!(
+        one("reduce_sum", std::slice::from_ref(&x), &[("axis", Attr::Int(0))]).data,
+        [3., 5., 7.]
+    );
+    assert_eq!(
+        one("reduce_max", std::slice::from_ref(&x), &[("axis", Attr::Int(1))]).data,
+        [2., 5.]
+    );
     let y = tensor(&[2, 1], F32, &[8., 9.]);
-    assert_eq!(one("concat", &[x, y], &[("axis", Attr::Int(1))]).data, [0., 1., 2., 8., 3., 4., 5., 9.]);
+    assert_eq!(
+        one("concat", &[x, y], &[("axis", Attr::Int(1))]).data,
+        [0., 1., 2., 8., 3., 4., 5., 9.]
+    );
     let rows = tensor(&[2, 2, 1], F32, &[1., 2., 3., 4.]);
-    assert_eq!(one("take_rows", &[rows, tensor(&[2], I32, &[1., 0.])], &[]).data, [2., 3.]);
+    assert_eq!(
+        one("take_rows", &[rows, tensor(&[2], I32, &[1., 0.])], &[]).data,
+        [2., 3.]
+    );
 }
 
 /// Round to nearest, ties to even; overflow is infinity; `exact` rounds nothing.
 #[test]
 fn rounding() {
-    let cast = |x: f64, to: &str, exact| one_as("cast", &[tensor(&[1], F32, &[x])], &[("dtype", Attr::Str(to.into()))], exact).data[0];
+    let cast = |x: f64, to: &str, exact| {
+        one_as(
+            "cast",
+            &[tensor(&[1], F32, &[x])],
+            &[("dtype", Attr::Str(to.into()))],
+            exact,
+        )
+        .data[0]
+    };
     let e = 2f64.powi(-8);
     assert_eq!(cast(1.0 + e, "bf16", false), 1.0);
     assert_eq!(cast(1.0 + 3.0 * e, "bf16", false), 1.0 + 4.0 * e);
@@ -168,10 +239,30 @@ fn rounding() {
     assert_eq!(cast(65519.0, "f16", false), 65504.0);
     assert_eq!(cast(65520.0, "f16", false), f64::INFINITY);
     // The result of f32 arithmetic is an f32: 1 + 2^-24 is 1.
-    let sum = |exact| one_as("add", &[tensor(&[], F32, &[1.0]), tensor(&[], F32, &[2f64.powi(-24)])], &[], exact).data[0];
+    let sum = |exact| {
+        one_as(
+            "add",
+            &[tensor(&[], F32, &[1.0]), tensor(&[], F32, &[2f64.powi(-24)])],
+            &[],
+            exact,
+        )
+        .data[0]
+    };
     assert_eq!((sum(false), sum(true)), (1.0, 1.0 + 2f64.powi(-24)));
-    assert_eq!(one("neg", &[tensor(&[1], BF16, &[1.0 + e])], &[]).data, [-1.0], "inputs are rounded to their type");
-    assert_eq!(one("cast", &[tensor(&[1], F16, &[0.1])], &[("dtype", Attr::Str("f32".into()))]).data, [0.0999755859375]);
+    assert_eq!(
+        one("neg", &[tensor(&[1], BF16, &[1.0 + e])], &[]).data,
+        [-1.0],
+        "inputs are rounded to their type"
+    );
+    assert_eq!(
+        one(
+            "cast",
+            &[tensor(&[1], F16, &[0.1])],
+            &[("dtype", Attr::Str("f32".into()))]
+        )
+        .data,
+        [0.0999755859375]
+    );
 }
 
 /// A layer with weights and a state of its own, called twice.
@@ -203,7 +294,12 @@ fn calls_find_the_layers_weights_and_states() {
         _ => None,
     };
     let sizes: Sizes = [("T".to_string(), 2), ("C".to_string(), 3)].into();
-    let context = Context { module: &module, sizes: &sizes, weights: &weights, exact: false };
+    let context = Context {
+        module: &module,
+        sizes: &sizes,
+        weights: &weights,
+        exact: false,
+    };
     let inputs: BTreeMap<_, _> = [("x".to_string(), tensor(&[2], F32, &[1., 3.]))].into();
     let empty = tensor(&[1, 1, 3, 1], F32, &[0.; 3]);
     let mut states: BTreeMap<_, _> = ["cache.0", "cache.1"].map(|n| (n.to_string(), empty.clone())).into();
@@ -217,11 +313,19 @@ fn calls_find_the_layers_weights_and_states() {
         run(context, entry, inputs, &mut BTreeMap::new()).expect_err("must fail")
     };
     assert_eq!(error(&context, "loss", &inputs), EvalError::NoFunction("loss".into()));
-    let missing = |function: &str, what: &str| EvalError::Missing { function: function.into(), what: what.into() };
+    let missing = |function: &str, what: &str| EvalError::Missing {
+        function: function.into(),
+        what: what.into(),
+    };
     assert_eq!(error(&context, ENTRY, &BTreeMap::new()), missing(ENTRY, "x"));
     assert_eq!(error(&context, ENTRY, &inputs), missing("layer", "cache.0"));
-    let none = Context { weights: &|_| None, ..context };
+    let none = Context {
+        weights: &|_| None,
+        ..context
+    };
     assert_eq!(error(&none, ENTRY, &inputs), missing("layer", "layers.0.w"));
     let longer = [("x".to_string(), tensor(&[3], F32, &[1., 3., 4.]))].into();
-    assert!(matches!(error(&none, ENTRY, &longer), EvalError::Shape { what, found, .. } if what == "x" && found == [3]));
+    assert!(
+        matches!(error(&none, ENTRY, &longer), EvalError::Shape { what, found, .. } if what == "x" && found == [3])
+    );
 }
