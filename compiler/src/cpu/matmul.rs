@@ -2,7 +2,7 @@
 //!
 //!     for tile in begin..end                  (batch point, block of MATMUL_ROWS rows, panel of 64 columns)
 //!       right-hand side                       a packed panel in place, keys packed into scratch, or values as they lie
-//!       for chunk of 6, then 2, then 1 rows   the panel stays in the cache, the chunk's accumulators in registers
+//!       for chunk of 6, 4, 2, then 1 rows     the panel stays in the cache, the chunk's accumulators in registers
 //!         for k                               load a vector row of B, broadcast A, fma (or vdpbf16ps on pairs)
 //!         epilogue                            the kernel's expressions on the accumulators
 //!
@@ -16,14 +16,18 @@ use super::expr::{Body, Columns, memory, widen};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 
 /// Rows of a register tile, in the order they are tried. 6 x 64 columns fill 24 of 32 zmm registers.
-const CHUNKS: [i64; 3] = [6, 2, 1];
+const CHUNKS: [i64; 4] = [6, 4, 2, 1];
 /// Below this many rows in a tile, packing keys costs more than it saves.
 const FEW_ROWS: i64 = 8;
 
 /// Scratch that a worker of this kernel needs.
 pub fn scratch_bytes(kernel: &Kernel) -> i64 {
     match &kernel.contraction {
-        Some(Contraction { b: Rhs::KContiguous { .. }, k, .. }) => {
+        Some(Contraction {
+            b: Rhs::KContiguous { .. },
+            k,
+            ..
+        }) => {
             let units = k.as_const().unwrap_or(0) + 1;
             (units * MATMUL_COLS * 4).max(MATMUL_COLS * 4)
         }
@@ -70,7 +74,14 @@ pub fn emit(kernel: &Kernel, c: &Contraction, target: &Target) -> String {
         let height = e.div(height, chunk);
         let height = e.mul(height, chunk);
         let zero = e.i64(0);
-        let mut m = Matmul { body, c, target, rows, batch: vec![], column: zero };
+        let mut m = Matmul {
+            body,
+            c,
+            target,
+            rows,
+            batch: vec![],
+            column: zero,
+        };
         e.for_loop(begin, end, 1, &[], |e, tile, _| {
             let panel = e.rem(tile, panels);
             let rest = e.div(tile, panels);
@@ -115,7 +126,16 @@ impl Matmul<'_> {
                 let base = self.body.linear(e, offset, &self.batch, batch);
                 let base = e.at(self.body.args[*arg], base, memory(self.dtype(*arg)));
                 let stride = self.body.size(e, k_stride);
-                self.rows(e, &Columns64::Rows { base, stride, dtype: self.dtype(*arg) }, first, last);
+                self.rows(
+                    e,
+                    &Columns64::Rows {
+                        base,
+                        stride,
+                        dtype: self.dtype(*arg),
+                    },
+                    first,
+                    last,
+                );
             }
             Rhs::KContiguous { arg, offset, strides } => {
                 let (n_stride, batch) = strides.split_last().expect("a right-hand side has a stride for n");
@@ -394,7 +414,11 @@ impl Matmul<'_> {
 
     /// Keys `[n, k]` into panel layout in scratch, 64 of them; past the last key the last one again (its column is masked).
     fn pack(&self, e: &mut Emit, base: Val, stride: Val, dtype: DType, scratch: Val) -> i64 {
-        let (pair, elem) = if dtype == DType::BF16 { (2, Elem::I32) } else { (1, Elem::F32) };
+        let (pair, elem) = if dtype == DType::BF16 {
+            (2, Elem::I32)
+        } else {
+            (1, Elem::F32)
+        };
         let lanes = self.target.lanes;
         let k = self.body.size(e, &self.c.k);
         let whole = if pair == 2 { e.shr(k, 1) } else { k };
@@ -481,7 +505,9 @@ impl Matmul<'_> {
                     e.fma(x, y, acc)
                 };
                 let init = e.f32(0.0, Ty::vector(Elem::F32, lanes));
-                let acc = e.for_loop(zero, whole, lanes as i64, &[init], |e, at, acc| vec![step(e, at, acc[0], None)]);
+                let acc = e.for_loop(zero, whole, lanes as i64, &[init], |e, at, acc| {
+                    vec![step(e, at, acc[0], None)]
+                });
                 let acc = match tail_mask {
                     None => acc[0],
                     Some(mask) => step(e, whole, acc[0], Some(mask)),

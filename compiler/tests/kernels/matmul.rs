@@ -33,28 +33,53 @@ const GUARD: usize = 64;
 
 impl Case {
     fn sizes(&self) -> Sizes {
-        [("B", self.batch), ("T", self.m), ("S", self.n), ("C", self.k)].map(|(s, v)| (s.to_string(), v)).into()
+        [("B", self.batch), ("T", self.m), ("S", self.n), ("C", self.k)]
+            .map(|(s, v)| (s.to_string(), v))
+            .into()
     }
 
     /// out[b, m, n] = 2 * sum_k a[b, m, k] * w + bias[n]; rows are given by a symbol.
     fn kernel(&self) -> Kernel {
-        let fixed = |symbol: &str, value: i64| if self.symbolic { Size::sym(symbol) } else { Size::from(value) };
+        let fixed = |symbol: &str, value: i64| {
+            if self.symbolic {
+                Size::sym(symbol)
+            } else {
+                Size::from(value)
+            }
+        };
         let (n, k, m) = (fixed("S", self.n), fixed("C", self.k), Size::sym("T"));
         let (zero, one) = (Size::from(0), Size::one());
-        let access = |arg, strides| Access { arg, offset: Size::from(0), strides, indirect: None };
+        let access = |arg, strides| Access {
+            arg,
+            offset: Size::from(0),
+            strides,
+            indirect: None,
+        };
         let b = match self.right {
             Right::Packed => Rhs::Packed { arg: 1 },
-            Right::KContiguous => {
-                Rhs::KContiguous { arg: 1, offset: zero.clone(), strides: vec![&n * &k, k.clone()] }
-            }
-            Right::NContiguous => {
-                Rhs::NContiguous { arg: 1, offset: zero.clone(), strides: vec![&n * &k, n.clone()] }
-            }
+            Right::KContiguous => Rhs::KContiguous {
+                arg: 1,
+                offset: zero.clone(),
+                strides: vec![&n * &k, k.clone()],
+            },
+            Right::NContiguous => Rhs::NContiguous {
+                arg: 1,
+                offset: zero.clone(),
+                strides: vec![&n * &k, n.clone()],
+            },
         };
         let read = |dtype| Arg { dtype, written: false };
         Kernel {
             name: "matmul".to_string(),
-            args: vec![read(self.dtype), read(self.dtype), read(DType::F32), Arg { dtype: DType::F32, written: true }],
+            args: vec![
+                read(self.dtype),
+                read(self.dtype),
+                read(DType::F32),
+                Arg {
+                    dtype: DType::F32,
+                    written: true,
+                },
+            ],
             outer: vec![Size::sym("B"), m.clone()],
             cols: n.clone(),
             contraction: Some(Contraction {
@@ -70,13 +95,21 @@ impl Case {
                 Expr::Load(access(2, vec![zero.clone(), zero, one.clone()])),
                 Expr::Binary(Binary::Add, 2, 3),
             ],
-            stages: vec![Stage::Store { to: access(3, vec![&m * &n, n.clone(), one]), value: 4, when: None }],
+            stages: vec![Stage::Store {
+                to: access(3, vec![&m * &n, n.clone(), one]),
+                value: 4,
+                when: None,
+            }],
         }
     }
 
     fn rights(&self) -> usize {
         let each = (self.n * self.k) as usize;
-        if self.right == Right::Packed { each } else { each * self.batch as usize }
+        if self.right == Right::Packed {
+            each
+        } else {
+            each * self.batch as usize
+        }
     }
 }
 
@@ -96,7 +129,9 @@ fn bytes(values: &[f64], dtype: DType) -> Vec<u64> {
         DType::BF16 => padded.flat_map(|x| bf16::from_f64(x).to_bits().to_le_bytes()).collect(),
         _ => padded.flat_map(|x| (x as f32).to_le_bytes()).collect(),
     };
-    raw.chunks(8).map(|c| c.iter().rev().fold(0, |acc, b| acc << 8 | u64::from(*b))).collect()
+    raw.chunks(8)
+        .map(|c| c.iter().rev().fold(0, |acc, b| acc << 8 | u64::from(*b)))
+        .collect()
 }
 
 /// `Layout::Panels`, written from its description.
@@ -124,15 +159,27 @@ fn check(target: &Target, case: Case) {
     eval::run_kernel(&kernel, &sizes, &mut plain).expect("the interpreter runs it");
 
     let pair = if case.dtype == DType::BF16 { 2 } else { 1 };
-    let b = if case.right == Right::Packed { panels(&b, case.n as usize, case.k as usize, pair) } else { b };
-    let mut buffers =
-        [bytes(&a, case.dtype), bytes(&b, case.dtype), bytes(&bias, DType::F32), bytes(&vec![0.0; out], DType::F32)];
+    let b = if case.right == Right::Packed {
+        panels(&b, case.n as usize, case.k as usize, pair)
+    } else {
+        b
+    };
+    let mut buffers = [
+        bytes(&a, case.dtype),
+        bytes(&b, case.dtype),
+        bytes(&bias, DType::F32),
+        bytes(&vec![0.0; out], DType::F32),
+    ];
     let pointers: Vec<*mut u8> = buffers.iter_mut().map(|b| b.as_mut_ptr().cast()).collect();
     let symbols = SYMBOLS.map(|s| sizes[s]);
     let compiled = compile_kernels(std::slice::from_ref(&kernel), target, false).expect("it compiles");
     let code = runtime::elf::Code::load(&compiled.object).expect("it loads");
     let run = code.kernel("matmul").expect("it is there");
-    let tiles: i64 = kernel.tiles().iter().map(|(s, block)| (s.eval(&sizes).expect("known") + block - 1) / block).product();
+    let tiles: i64 = kernel
+        .tiles()
+        .iter()
+        .map(|(s, block)| (s.eval(&sizes).expect("known") + block - 1) / block)
+        .product();
     // Uneven ranges, the later one first: tiles are independent.
     let cut = tiles / 3;
     for (begin, end) in [(cut, tiles), (0, cut)] {
@@ -142,13 +189,25 @@ fn check(target: &Target, case: Case) {
         // SAFETY: all buffers are as large as the kernel's sizes say.
         unsafe { run(pointers.as_ptr(), symbols.as_ptr(), begin, end, start) };
     }
-    let found: Vec<f32> =
-        buffers[3].iter().flat_map(|w| [*w as u32, (*w >> 32) as u32]).map(f32::from_bits).collect();
+    let found: Vec<f32> = buffers[3]
+        .iter()
+        .flat_map(|w| [*w as u32, (*w >> 32) as u32])
+        .map(f32::from_bits)
+        .collect();
     for (i, (found, wanted)) in found.iter().zip(&plain[3]).enumerate() {
         let (row, col) = (i as i64 / case.n, i as i64 % case.n);
-        assert_eq!(f64::from(*found), *wanted, "{} {case:?}: row {row}, column {col}", target.name);
+        assert_eq!(
+            f64::from(*found),
+            *wanted,
+            "{} {case:?}: row {row}, column {col}",
+            target.name
+        );
     }
-    assert!(found[out..out + GUARD].iter().all(|x| x.is_nan()), "{} {case:?}: wrote behind its output", target.name);
+    assert!(
+        found[out..out + GUARD].iter().all(|x| x.is_nan()),
+        "{} {case:?}: wrote behind its output",
+        target.name
+    );
 }
 
 fn targets() -> Vec<Target> {
@@ -179,7 +238,18 @@ fn edges() {
             for dtype in [DType::F32, DType::BF16] {
                 for right in [Right::Packed, Right::KContiguous, Right::NContiguous] {
                     let batch = if right == Right::Packed { 1 } else { 2 };
-                    check(&target, Case { right, dtype, batch, m, k, n, symbolic: right != Right::Packed && n % 2 == 0 });
+                    check(
+                        &target,
+                        Case {
+                            right,
+                            dtype,
+                            batch,
+                            m,
+                            k,
+                            n,
+                            symbolic: right != Right::Packed && n % 2 == 0,
+                        },
+                    );
                 }
             }
         }
