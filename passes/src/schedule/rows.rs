@@ -1,6 +1,6 @@
 //! Ops that are one kernel each: norms, softmax, rotary embedding, look-ups, cache writes, reductions, loss, concat.
 
-use ir::plan::{Binary, Reduction, Unary};
+use ir::plan::{Binary, BufferKind, Reduction, Unary};
 use ir::{Op, Size, TensorType};
 
 use super::build::KernelBuilder;
@@ -22,7 +22,7 @@ impl Scheduler<'_> {
             self.concat(op, &operands, &to);
             return Ok(to);
         }
-        let mut k = KernelBuilder::new(&op.name, &to.shape);
+        let mut k = KernelBuilder::keeping_columns(&op.name, &to.shape);
         match op.name.as_str() {
             "softmax" => softmax(&mut k, &operands[0], &to),
             "rms_norm" => rms_norm(&mut k, &operands[0], &operands[1], float(op, "eps"), &to),
@@ -34,7 +34,7 @@ impl Scheduler<'_> {
                 let zero = Size::from(0);
                 let token = k.load(tokens, &[tokens.strides[0].clone(), tokens.strides[1].clone(), zero.clone()], None);
                 let row = Some((token, table.strides[0].clone()));
-                let value = k.load(table, &[zero.clone(), zero, table.strides[1].clone()], row);
+                let value = k.load(table, &[zero.clone(), zero, table.broadcast_strides(2)[1].clone()], row);
                 k.store(&to, value);
             }
             "take_rows" => {
@@ -42,7 +42,7 @@ impl Scheduler<'_> {
                 let zero = Size::from(0);
                 let row = k.load(last, &[last.strides[0].clone(), zero.clone(), zero.clone()], None);
                 let row = Some((row, x.strides[1].clone()));
-                let value = k.load(x, &[x.strides[0].clone(), zero, x.strides[2].clone()], row);
+                let value = k.load(x, &[x.strides[0].clone(), zero, x.broadcast_strides(3)[2].clone()], row);
                 k.store(&to, value);
             }
             "cross_entropy" => k = cross_entropy(&operands[0], &operands[1], &to),
@@ -59,7 +59,7 @@ impl Scheduler<'_> {
         let half = x.shape[rank - 1].coef / 2;
         let mut shape = x.shape.clone();
         shape[rank - 1] = Size::from(half);
-        let mut k = KernelBuilder::new("rope", &shape);
+        let mut k = KernelBuilder::keeping_columns("rope", &shape);
         let (rows, dim, theta) = (int(op, "max"), 2 * half, float(op, "theta"));
         let mut table = |k: &mut KernelBuilder, sin: bool| {
             let table = self.rope_table(rows, dim, theta, sin);
@@ -95,8 +95,11 @@ impl Scheduler<'_> {
     }
 
     fn cache_write(&mut self, op: &Op, operands: &[View]) -> Result<View, PassError> {
-        let (cache, new) = (&operands[0], &operands[1]);
-        let mut k = KernelBuilder::new("cache_write", &new.shape);
+        // Only a state is written in place; anything else stays as it is for its other readers.
+        let in_place = matches!(self.plan.buffers[operands[0].buffer].kind, BufferKind::State(_));
+        let cache = if in_place { operands[0].clone() } else { self.copy(&operands[0]) };
+        let (cache, new) = (&cache, &operands[1]);
+        let mut k = KernelBuilder::keeping_columns("cache_write", &new.shape);
         let value = k.load(new, &new.strides, None);
         let mut strides = cache.strides.clone();
         let ring = flag(op, "ring");
@@ -178,16 +181,15 @@ fn reduce(op: Reduction, axis: usize, x: &View, to: &View) -> KernelBuilder {
     let x = x.transposed(&perm);
     let mut to = to.transposed(&perm);
     to.strides[rank - 1] = Size::from(0);
-    let mut k = KernelBuilder::new(if op == Reduction::Sum { "reduce_sum" } else { "reduce_max" }, &x.shape);
-    // An axis of size 1 leaves the iteration space; then there is nothing to reduce.
+    let mut k = KernelBuilder::keeping_columns(if op == Reduction::Sum { "reduce_sum" } else { "reduce_max" }, &x.shape);
     let value = k.load(&x, &x.strides, None);
-    let value = if x.shape[rank - 1].as_const() == Some(1) { value } else { k.reduce(op, value) };
+    let value = k.reduce(op, value);
     k.store_at(&to, &to.strides, None, value, None);
     k
 }
 
 fn cross_entropy(logits: &View, targets: &View, to: &View) -> KernelBuilder {
-    let mut k = KernelBuilder::new("cross_entropy", &logits.shape);
+    let mut k = KernelBuilder::keeping_columns("cross_entropy", &logits.shape);
     let zero = || Size::from(0);
     let x = k.load(logits, &logits.strides, None);
     let max = k.reduce(Reduction::Max, x);

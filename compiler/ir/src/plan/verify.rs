@@ -345,7 +345,7 @@ impl Check<'_> {
                 let takes = match op {
                     Binary::Rem => Some(Kind::Int),
                     Binary::And => Some(Kind::Truth),
-                    Binary::Div | Binary::Max => Some(Kind::Float),
+                    Binary::Div => Some(Kind::Float),
                     _ => kind(a),
                 };
                 if let Some(takes) = takes {
