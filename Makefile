@@ -21,8 +21,8 @@ lint: setup
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
-bench: build
-	./benches/cpu.sh
+bench: build      ## prefill and decoding of the bundled model; the peers are compared by benches/peers.sh
+	$(LOOPC) bench tests/models/austen --context 256
 
 clean:
 	$(CARGO) clean

@@ -85,13 +85,15 @@ fn token_by_token(engine: &Engine, g: &Golden, prompt: usize) -> Vec<(usize, Vec
         g.tokens.iter().flat_map(|row| row[range.clone()].iter().map(|t| *t as i32)).collect()
     };
     let last = vec![prompt as i32 - 1; b as usize];
-    let inputs = [("tokens", &ids(0..prompt)[..]), ("last", &last[..])].map(|(n, v)| (n, Input::I32(v)));
+    let tokens = ids(0..prompt);
+    let inputs = [("tokens", Input::I32(&tokens)), ("last", Input::I32(&last))];
     let sizes = [("B", b), ("T", prompt as i64)];
     let mut out = engine.call("prefill", &sizes, &inputs, Some(&mut state)).unwrap();
     let mut rows = vec![(prompt - 1, out.remove("logits").unwrap().data)];
     for at in prompt..t {
         let start = vec![at as i32; b as usize];
-        let inputs = [("tokens", &ids(at..at + 1)[..]), ("start", &start[..])].map(|(n, v)| (n, Input::I32(v)));
+        let tokens = ids(at..at + 1);
+        let inputs = [("tokens", Input::I32(&tokens)), ("start", Input::I32(&start))];
         let mut out = engine.call("decode", &[("B", b), ("S", at as i64 + 1)], &inputs, Some(&mut state)).unwrap();
         rows.push((at, out.remove("logits").unwrap().data));
     }
