@@ -232,9 +232,11 @@ impl Call<'_> {
 pub fn broadcast(a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>, String> {
     let rank = a.len().max(b.len());
     let at = |s: &[Dim], i: usize| {
-        (i + s.len() >= rank)
-            .then(|| s[i + s.len() - rank].clone())
-            .unwrap_or(Dim::Const(1))
+        if i + s.len() >= rank {
+            s[i + s.len() - rank].clone()
+        } else {
+            Dim::Const(1)
+        }
     };
     (0..rank)
         .map(|i| match (at(a, i), at(b, i)) {

@@ -203,17 +203,13 @@ impl Parser {
                 }
             }
             self.punct(':')?;
-            for i in 0..values.len() {
+            for (i, v) in values.iter().enumerate() {
                 if i > 0 {
                     self.punct(',')?;
                 }
                 let ty = self.ty()?;
-                if ty != *f.ty(values[i]) {
-                    return Err(self.error(format!(
-                        "%{} is {}, returned as {ty}",
-                        f.value_name(values[i]),
-                        f.ty(values[i])
-                    )));
+                if ty != *f.ty(*v) {
+                    return Err(self.error(format!("%{} is {}, returned as {ty}", f.value_name(*v), f.ty(*v))));
                 }
             }
         }
