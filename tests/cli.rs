@@ -24,12 +24,20 @@ impl Sandbox {
     }
 
     fn loopc(&self, args: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_loopc")).args(args).env("LOOPC_CACHE", self.path("cache")).output().unwrap()
+        Command::new(env!("CARGO_BIN_EXE_loopc"))
+            .args(args)
+            .env("LOOPC_CACHE", self.path("cache"))
+            .output()
+            .unwrap()
     }
 
     fn ok(&self, args: &[&str]) -> String {
         let out = self.loopc(args);
-        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        assert!(
+            out.status.success(),
+            "{args:?}: {}",
+            String::from_utf8_lossy(&out.stderr)
+        );
         String::from_utf8(out.stdout).unwrap()
     }
 
@@ -89,7 +97,11 @@ fn a_batch_of_unequal_prompts_is_each_prompt_alone() {
     };
     let batch = ids(&["--prompt", prompts[0], "--prompt", prompts[1], "--prompt", prompts[2]]);
     for (i, prompt) in prompts.iter().enumerate() {
-        assert_eq!(batch["sequences"][i]["tokens"], ids(&["--prompt", prompt])["tokens"], "{prompt}");
+        assert_eq!(
+            batch["sequences"][i]["tokens"],
+            ids(&["--prompt", prompt])["tokens"],
+            "{prompt}"
+        );
     }
 }
 
@@ -99,17 +111,41 @@ fn a_retrofit_with_a_large_bias_is_the_base() {
     let base = root().join("tests/goldens/base").display().to_string();
     let logits = |model: &str| {
         let out = s.path("logits");
-        s.ok(&["logits", model, "--tokens", "3,1,4,1,5,9,2,6", "-o", &out.display().to_string()]);
+        s.ok(&[
+            "logits",
+            model,
+            "--tokens",
+            "3,1,4,1,5,9,2,6",
+            "-o",
+            &out.display().to_string(),
+        ]);
         let bytes = std::fs::read(out).unwrap();
         let t = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         let data = t.tensor("logits").unwrap().data().to_vec();
-        data.chunks(4).map(|c| f32::from_le_bytes(c.try_into().unwrap())).collect::<Vec<f32>>()
+        data.chunks(4)
+            .map(|c| f32::from_le_bytes(c.try_into().unwrap()))
+            .collect::<Vec<f32>>()
     };
     let wanted = logits(&base);
     for mode in ["layer", "restart", "stack"] {
         let to = s.path(mode).display().to_string();
-        s.ok(&["retrofit", &base, "--mode", mode, "--window", "3", "--gate-bias", "40", "-o", &to]);
-        let error = logits(&to).iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        s.ok(&[
+            "retrofit",
+            &base,
+            "--mode",
+            mode,
+            "--window",
+            "3",
+            "--gate-bias",
+            "40",
+            "-o",
+            &to,
+        ]);
+        let error = logits(&to)
+            .iter()
+            .zip(&wanted)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f32::max);
         let equal = error < 1e-4;
         assert_eq!(equal, mode != "stack", "{mode}: {error}");
     }
@@ -120,11 +156,25 @@ fn graph_tool_prints_what_it_parsed() {
     let s = Sandbox::new();
     let (model, file) = (austen().display().to_string(), s.path("a.loopc").display().to_string());
     let stages = s.path("stages");
-    s.ok(&["compile", &model, "-o", &file, "--emit", &format!("all={}", stages.display())]);
+    s.ok(&[
+        "compile",
+        &model,
+        "-o",
+        &file,
+        "--emit",
+        &format!("all={}", stages.display()),
+    ]);
     let graph = stages.join("00-naive.mlir");
     let text = std::fs::read_to_string(&graph).unwrap();
     assert_eq!(s.ok(&["opt", &graph.display().to_string()]), text);
-    let plan = s.ok(&["opt", &graph.display().to_string(), "--passes", "cse,dce", "--plan", "decode"]);
+    let plan = s.ok(&[
+        "opt",
+        &graph.display().to_string(),
+        "--passes",
+        "cse,dce",
+        "--plan",
+        "decode",
+    ]);
     assert_eq!(plan, std::fs::read_to_string(stages.join("decode.plan")).unwrap());
     let broken = s.path("broken.mlir").display().to_string();
     std::fs::write(&broken, text.replacen("loop.matmul", "loop.matmol", 1)).unwrap();
@@ -142,11 +192,23 @@ fn bad_input_is_told_in_one_line() {
     let compile = |model: &str, word: &str| s.refused(&["compile", model, "-o", &output], word);
 
     compile("no/such/folder", "no/such/folder");
-    compile(&s.model(|m| edit(&config(m), "\"hidden_size\": 192,", "")), "hidden_size");
-    compile(&s.model(|m| edit(&config(m), "\"num_key_value_heads\": 2", "\"num_key_value_heads\": 4")), "num_key_value_heads");
+    compile(
+        &s.model(|m| edit(&config(m), "\"hidden_size\": 192,", "")),
+        "hidden_size",
+    );
+    compile(
+        &s.model(|m| edit(&config(m), "\"num_key_value_heads\": 2", "\"num_key_value_heads\": 4")),
+        "num_key_value_heads",
+    );
     compile(&s.model(|m| edit(&config(m), "{", "")), "config.json");
-    compile(&s.model(|m| edit(&config(m), "\"head_dim\": 32", "\"head_dim\": 64")), "wrong shape");
-    compile(&s.model(|m| std::fs::remove_file(weights(m)).unwrap()), "model.safetensors");
+    compile(
+        &s.model(|m| edit(&config(m), "\"head_dim\": 32", "\"head_dim\": 64")),
+        "wrong shape",
+    );
+    compile(
+        &s.model(|m| std::fs::remove_file(weights(m)).unwrap()),
+        "model.safetensors",
+    );
     let cut = |m: &Path, keep: usize| {
         let bytes = std::fs::read(weights(m)).unwrap();
         std::fs::write(weights(m), &bytes[..keep.min(bytes.len())]).unwrap();
@@ -163,8 +225,21 @@ fn bad_input_is_told_in_one_line() {
         }),
         "model.safetensors",
     );
-    s.refused(&["compile", &austen().display().to_string(), "-o", "/proc/nothing/here"], "/proc/nothing/here");
-    s.refused(&["compile", &austen().display().to_string(), "-o", &output, "--target", "z80"], "z80");
+    s.refused(
+        &["compile", &austen().display().to_string(), "-o", "/proc/nothing/here"],
+        "/proc/nothing/here",
+    );
+    s.refused(
+        &[
+            "compile",
+            &austen().display().to_string(),
+            "-o",
+            &output,
+            "--target",
+            "z80",
+        ],
+        "z80",
+    );
 
     // NaN in a weight shows when weights are made.
     let nan = s.model(|m| {
@@ -176,8 +251,30 @@ fn bad_input_is_told_in_one_line() {
     s.refused(&["generate", &nan, "--prompt", "x"], "NaN");
     let model = austen().display().to_string();
     s.refused(&["logits", &model, "--tokens", "1,2,99999", "-o", &output], "99999");
-    s.refused(&["logits", &model, "--tokens", "1,2,3,4,5", "-o", &output, "--max-context", "4"], "--max-context");
-    s.refused(&["generate", &model, "--prompt", "a long prompt of many words", "--max-context", "3"], "--max-context");
+    s.refused(
+        &[
+            "logits",
+            &model,
+            "--tokens",
+            "1,2,3,4,5",
+            "-o",
+            &output,
+            "--max-context",
+            "4",
+        ],
+        "--max-context",
+    );
+    s.refused(
+        &[
+            "generate",
+            &model,
+            "--prompt",
+            "a long prompt of many words",
+            "--max-context",
+            "3",
+        ],
+        "--max-context",
+    );
     s.refused(&["eval", &model, "--text", "no/such/text"], "no/such/text");
     s.refused(&["generate", &model, "--prompt", "x", "--chat"], "template");
 
@@ -189,7 +286,16 @@ fn bad_input_is_told_in_one_line() {
 fn a_damaged_artefact_is_refused() {
     let s = Sandbox::new();
     let (model, good) = (austen().display().to_string(), s.path("a.loopc"));
-    s.ok(&["compile", &model, "-o", &good.display().to_string(), "--entry", "prefill", "--entry", "decode"]);
+    s.ok(&[
+        "compile",
+        &model,
+        "-o",
+        &good.display().to_string(),
+        "--entry",
+        "prefill",
+        "--entry",
+        "decode",
+    ]);
     let bytes = std::fs::read(&good).unwrap();
     let bad = s.path("bad.loopc");
     let try_bytes = |bytes: &[u8], word: &str| {
@@ -208,7 +314,27 @@ fn a_damaged_artefact_is_refused() {
     try_bytes(&newer, "version");
     // Another model's folder is not what it was compiled for.
     let other = root().join("tests/goldens/layer").display().to_string();
-    s.refused(&["generate", &good.display().to_string(), "--weights", &other, "--prompt", "x"], "another model");
+    s.refused(
+        &[
+            "generate",
+            &good.display().to_string(),
+            "--weights",
+            &other,
+            "--prompt",
+            "x",
+        ],
+        "another model",
+    );
     // An entry point it does not have.
-    s.refused(&["logits", &good.display().to_string(), "--tokens", "1,2", "-o", &s.path("output").display().to_string()], "logits");
+    s.refused(
+        &[
+            "logits",
+            &good.display().to_string(),
+            "--tokens",
+            "1,2",
+            "-o",
+            &s.path("output").display().to_string(),
+        ],
+        "logits",
+    );
 }

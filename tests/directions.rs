@@ -8,7 +8,12 @@ const ALLOWED: [(&str, &str, &[&str], bool); 5] = [
     ("passes", include_str!("../passes/Cargo.toml"), &["ir"], false),
     ("runtime", include_str!("../runtime/Cargo.toml"), &[], false),
     ("model", include_str!("../model/Cargo.toml"), &["ir", "runtime"], false),
-    ("compiler", include_str!("../compiler/Cargo.toml"), &["ir", "passes", "runtime"], true),
+    (
+        "compiler",
+        include_str!("../compiler/Cargo.toml"),
+        &["ir", "passes", "runtime"],
+        true,
+    ),
 ];
 const LLVM: [&str; 4] = ["melior", "mlir-sys", "inkwell", "llvm-sys"];
 
@@ -32,7 +37,10 @@ fn crates_know_only_whom_they_may() {
     let mut broken = vec![];
     for (name, manifest, allowed, llvm) in ALLOWED {
         let deps = dependencies(manifest);
-        assert!(!deps.is_empty(), "{name}: no dependencies read; is the manifest's form still the same?");
+        assert!(
+            !deps.is_empty(),
+            "{name}: no dependencies read; is the manifest's form still the same?"
+        );
         for dep in deps {
             if ours.contains_key(dep) && !allowed.contains(&dep) {
                 broken.push(format!("{name} uses {dep}"));

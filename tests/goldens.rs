@@ -15,7 +15,11 @@ const CONTEXT: i64 = 64;
 
 fn folders() -> Vec<PathBuf> {
     let all = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");
-    let mut folders: Vec<PathBuf> = std::fs::read_dir(all).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
+    let mut folders: Vec<PathBuf> = std::fs::read_dir(all)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.is_dir())
+        .collect();
     folders.sort();
     assert!(folders.len() >= 20, "the goldens are gone");
     folders
@@ -29,12 +33,29 @@ fn compile(folder: &Path, dtype: DType, targets: Vec<Target>) -> (Artefact, Conf
         runtime::artefact::DType::F16 => DType::F16,
         _ => DType::F32,
     };
-    let options = model::graph::Options { dtype, embedding, max_context: CONTEXT };
+    let options = model::graph::Options {
+        dtype,
+        embedding,
+        max_context: CONTEXT,
+    };
     let module = model::graph::build(&config, &options).unwrap();
-    let facts = ModelFacts { hash: String::new(), facts: serde_json::Value::Null, shapes: checkpoint.shapes() };
+    let facts = ModelFacts {
+        hash: String::new(),
+        facts: serde_json::Value::Null,
+        shapes: checkpoint.shapes(),
+    };
     let entries = ["prefill", "decode", "logits", "loss"].map(String::from).to_vec();
-    let options = pipeline::Options { entries, targets, max_context: CONTEXT, emit: vec![] };
-    (pipeline::compile(module, &facts, &options).unwrap().0, config, checkpoint)
+    let options = pipeline::Options {
+        entries,
+        targets,
+        max_context: CONTEXT,
+        emit: vec![],
+    };
+    (
+        pipeline::compile(module, &facts, &options).unwrap().0,
+        config,
+        checkpoint,
+    )
 }
 
 struct Golden {
@@ -55,10 +76,19 @@ fn goldens(folder: &Path) -> Vec<Golden> {
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
         let floats = |name: &str| -> Option<Vec<f32>> {
             let t = tensors.tensor(name).ok()?;
-            Some(t.data().chunks(4).map(|c| f32::from_le_bytes(c.try_into().unwrap())).collect())
+            Some(
+                t.data()
+                    .chunks(4)
+                    .map(|c| f32::from_le_bytes(c.try_into().unwrap()))
+                    .collect(),
+            )
         };
         let tokens = tensors.tensor("tokens").unwrap();
-        let ids: Vec<u32> = tokens.data().chunks(4).map(|c| u32::from_le_bytes(c.try_into().unwrap())).collect();
+        let ids: Vec<u32> = tokens
+            .data()
+            .chunks(4)
+            .map(|c| u32::from_le_bytes(c.try_into().unwrap()))
+            .collect();
         found.push(Golden {
             name: format!("{}/{name}", folder.file_name().unwrap().to_string_lossy()),
             tokens: ids.chunks(tokens.shape()[1]).map(<[u32]>::to_vec).collect(),
@@ -82,7 +112,10 @@ fn token_by_token(engine: &Engine, g: &Golden, prompt: usize) -> Vec<(usize, Vec
     let (b, t) = (g.tokens.len() as i64, g.tokens[0].len());
     let mut state = engine.new_state(b, CONTEXT).unwrap();
     let ids = |range: std::ops::Range<usize>| -> Vec<i32> {
-        g.tokens.iter().flat_map(|row| row[range.clone()].iter().map(|t| *t as i32)).collect()
+        g.tokens
+            .iter()
+            .flat_map(|row| row[range.clone()].iter().map(|t| *t as i32))
+            .collect()
     };
     let last = vec![prompt as i32 - 1; b as usize];
     let tokens = ids(0..prompt);
@@ -94,7 +127,9 @@ fn token_by_token(engine: &Engine, g: &Golden, prompt: usize) -> Vec<(usize, Vec
         let start = vec![at as i32; b as usize];
         let tokens = ids(at..at + 1);
         let inputs = [("tokens", Input::I32(&tokens)), ("start", Input::I32(&start))];
-        let mut out = engine.call("decode", &[("B", b), ("S", at as i64 + 1)], &inputs, Some(&mut state)).unwrap();
+        let mut out = engine
+            .call("decode", &[("B", b), ("S", at as i64 + 1)], &inputs, Some(&mut state))
+            .unwrap();
         rows.push((at, out.remove("logits").unwrap().data));
     }
     rows
@@ -104,7 +139,9 @@ fn token_by_token(engine: &Engine, g: &Golden, prompt: usize) -> Vec<(usize, Vec
 fn position(g: &Golden, at: usize) -> Vec<f32> {
     let t = g.tokens[0].len();
     let vocab = g.logits.len() / (g.tokens.len() * t);
-    (0..g.tokens.len()).flat_map(|b| g.logits[(b * t + at) * vocab..][..vocab].to_vec()).collect()
+    (0..g.tokens.len())
+        .flat_map(|b| g.logits[(b * t + at) * vocab..][..vocab].to_vec())
+        .collect()
 }
 
 #[test]
@@ -124,8 +161,14 @@ fn logits_loss_and_decoding_match_the_reference_in_f32() {
                 }
             }
             if let Some(loss) = g.loss.filter(|_| g.tokens.len() == 1) {
-                let ours = generate::eval_loss(&engine, &config, CONTEXT as usize, &g.tokens[0], 64, &mut |_| ()).unwrap();
-                assert!((ours.loss - f64::from(loss)).abs() < 1e-4, "{}: loss {} against {loss}", g.name, ours.loss);
+                let ours =
+                    generate::eval_loss(&engine, &config, CONTEXT as usize, &g.tokens[0], 64, &mut |_| ()).unwrap();
+                assert!(
+                    (ours.loss - f64::from(loss)).abs() < 1e-4,
+                    "{}: loss {} against {loss}",
+                    g.name,
+                    ours.loss
+                );
             }
         }
     }
@@ -157,13 +200,19 @@ fn every_target_that_runs_here_agrees() {
 fn threads_and_batch_neighbours_do_not_change_a_bit() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/layer-kv1-d32");
     let (artefact, config, checkpoint) = compile(&folder, DType::F32, vec![Target::native().unwrap()]);
-    let engines: Vec<Engine> =
-        [1, 2, 5].iter().map(|&threads| Engine::load(&artefact, &checkpoint, runtime::Options { threads }).unwrap()).collect();
+    let engines: Vec<Engine> = [1, 2, 5]
+        .iter()
+        .map(|&threads| Engine::load(&artefact, &checkpoint, runtime::Options { threads }).unwrap())
+        .collect();
     for g in goldens(&folder) {
         let of = |e: &Engine, tokens: &[Vec<u32>]| generate::logits(e, &config, CONTEXT as usize, tokens).unwrap();
         let one = of(&engines[0], &g.tokens);
         assert!(engines[1..].iter().all(|e| of(e, &g.tokens) == one), "{}", g.name);
-        let apart: Vec<f32> = g.tokens.iter().flat_map(|row| of(&engines[0], std::slice::from_ref(row))).collect();
+        let apart: Vec<f32> = g
+            .tokens
+            .iter()
+            .flat_map(|row| of(&engines[0], std::slice::from_ref(row)))
+            .collect();
         assert!(error(&apart, &one) < 1e-6, "{}: alone and in a batch", g.name);
     }
 }

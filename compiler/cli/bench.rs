@@ -40,7 +40,11 @@ impl Args {
         let session = Session::open(&self.model, self.weights.as_deref(), &self.common)?;
         let (b, t) = (self.batch, self.context);
         if t + self.decode > session.max_context as i64 {
-            bail!("--context {t} and --decode {} exceed --max-context {}", self.decode, session.max_context);
+            bail!(
+                "--context {t} and --decode {} exceed --max-context {}",
+                self.decode,
+                session.max_context
+            );
         }
         let engine = &session.engine;
         let tokens: Vec<i32> = (0..b * t).map(|i| (i * 7919 % session.config.vocab) as i32).collect();
@@ -52,13 +56,20 @@ impl Args {
             // The first run warms up, or is the one that is taken apart.
             engine.profile(run == 0 && self.kernels);
             let start = Instant::now();
-            engine.call("prefill", &[("B", b), ("T", t)], &[("tokens", Input::I32(&tokens)), ("last", Input::I32(&last))], Some(&mut state))?;
+            engine.call(
+                "prefill",
+                &[("B", b), ("T", t)],
+                &[("tokens", Input::I32(&tokens)), ("last", Input::I32(&last))],
+                Some(&mut state),
+            )?;
             let time = start.elapsed().as_secs_f64();
             let counted = engine.profile(run == 0 && self.kernels);
             let one = |i: i64, state: &mut runtime::State| {
                 let (token, at) = (vec![(i % 100) as i32; b as usize], vec![(t + i) as i32; b as usize]);
                 let inputs = [("tokens", Input::I32(&token)), ("start", Input::I32(&at))];
-                engine.call("decode", &[("B", b), ("S", t + i + 1)], &inputs, Some(state)).map(|_| ())
+                engine
+                    .call("decode", &[("B", b), ("S", t + i + 1)], &inputs, Some(state))
+                    .map(|_| ())
             };
             let start = Instant::now();
             for i in 0..if run == 0 { 1 } else { self.decode } {
@@ -81,7 +92,9 @@ impl Args {
         let usage = engine.usage();
         if self.common.json {
             let kernels = |rows: &[(String, u64, std::time::Duration)]| -> Vec<serde_json::Value> {
-                rows.iter().map(|(k, n, t)| serde_json::json!({"kernel": k, "launches": n, "seconds": t.as_secs_f64()})).collect()
+                rows.iter()
+                    .map(|(k, n, t)| serde_json::json!({"kernel": k, "launches": n, "seconds": t.as_secs_f64()}))
+                    .collect()
             };
             let report = serde_json::json!({
                 "prefill_tok_s": (b * t) as f64 / best(&prefill), "decode_tok_s": b as f64 / best(&decode),
@@ -93,7 +106,12 @@ impl Args {
             println!("{report}");
             return Ok(());
         }
-        println!("{} threads, {}, {b} x {t} tokens; best of {} (median)", engine.threads(), engine.target(), self.runs);
+        println!(
+            "{} threads, {}, {b} x {t} tokens; best of {} (median)",
+            engine.threads(),
+            engine.target(),
+            self.runs
+        );
         let row = |name: &str, v: &[f64], per: f64| {
             println!(
                 "{name:8} {:9.1} tok/s ({:9.1})   {:9.2} ms ({:9.2})",
@@ -105,7 +123,11 @@ impl Args {
         };
         row("prefill", &prefill, (b * t) as f64);
         row("decode", &decode, b as f64);
-        println!("weights made {} MiB, arena {} MiB", usage.weights >> 20, usage.arena >> 20);
+        println!(
+            "weights made {} MiB, arena {} MiB",
+            usage.weights >> 20,
+            usage.arena >> 20
+        );
         for (name, table) in ["prefill", "decode"].iter().zip(&tables) {
             for (kernel, n, t) in table {
                 println!("{name:8} {kernel:32} {n:5} launches {:10.3} ms", 1e3 * t.as_secs_f64());

@@ -29,6 +29,8 @@ pub fn hex(bytes: &[u8]) -> String {
 
 /// Changes with every build of the compiler: an artefact of another build is never taken from the cache.
 fn compiler_identity() -> String {
-    let built = std::env::current_exe().and_then(std::fs::metadata).and_then(|m| Ok((m.len(), m.modified()?)));
+    let built = std::env::current_exe()
+        .and_then(std::fs::metadata)
+        .and_then(|m| Ok((m.len(), m.modified()?)));
     format!("{} {built:?}", env!("CARGO_PKG_VERSION"))
 }

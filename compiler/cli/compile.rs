@@ -52,7 +52,11 @@ impl Args {
             emit.extend(options::emit(text)?);
         }
         let request = Request {
-            entries: if self.entry.is_empty() { ENTRIES.map(String::from).to_vec() } else { self.entry },
+            entries: if self.entry.is_empty() {
+                ENTRIES.map(String::from).to_vec()
+            } else {
+                self.entry
+            },
             targets: options::targets(&self.target)?,
             dtype: self.dtype.dtype(),
             max_context: self.max_context,
@@ -64,10 +68,13 @@ impl Args {
         artefact.write(&self.output)?;
         times.push(("write".to_string(), writing.elapsed()));
         let total = start.elapsed();
-        let targets: Vec<&str> = request.targets.iter().map(|t| &*t.name).collect();
+        let targets: Vec<&str> = request.targets.iter().map(|t| t.name).collect();
         let bytes = std::fs::metadata(&self.output)?.len();
         if self.json {
-            let stages: serde_json::Map<_, _> = times.iter().map(|(name, t)| (name.clone(), t.as_secs_f64().into())).collect();
+            let stages: serde_json::Map<_, _> = times
+                .iter()
+                .map(|(name, t)| (name.clone(), t.as_secs_f64().into()))
+                .collect();
             let dtype = self.dtype.to_possible_value().map(|v| v.get_name().to_string());
             let report = serde_json::json!({
                 "output": self.output, "bytes": bytes, "entries": request.entries, "targets": targets, "dtype": dtype,

@@ -15,7 +15,12 @@ impl Args {
         let native = Target::native().map(|t| t.name.to_string());
         let targets: Vec<(String, Vec<String>)> = Target::ALL
             .iter()
-            .map(|t| (t.name.to_string(), runtime::container::missing_features(&t.required_features())))
+            .map(|t| {
+                (
+                    t.name.to_string(),
+                    runtime::container::missing_features(&t.required_features()),
+                )
+            })
             .collect();
         let cache = crate::cache::folder();
         if self.json {
@@ -33,9 +38,14 @@ impl Args {
         println!("loopc {} with LLVM 22, {cores} cores", env!("CARGO_PKG_VERSION"));
         for (name, missing) in &targets {
             match missing.as_slice() {
-                [] if native.as_ref().is_ok_and(|n| n == name) => println!("  {name:16} compiles and runs here; `--target native` is this one"),
+                [] if native.as_ref().is_ok_and(|n| n == name) => {
+                    println!("  {name:16} compiles and runs here; `--target native` is this one")
+                }
                 [] => println!("  {name:16} compiles and runs here"),
-                missing => println!("  {name:16} compiles here; to run it this CPU lacks {}", missing.join(", ")),
+                missing => println!(
+                    "  {name:16} compiles here; to run it this CPU lacks {}",
+                    missing.join(", ")
+                ),
             }
         }
         if let Err(e) = native {

@@ -34,19 +34,31 @@ impl Args {
     pub fn run(mut self) -> anyhow::Result<()> {
         let context = self.context as usize;
         self.common.max_context = self.common.max_context.max(context as i64);
-        let text = std::fs::read_to_string(&self.text).with_context(|| format!("cannot read {}", self.text.display()))?;
+        let text =
+            std::fs::read_to_string(&self.text).with_context(|| format!("cannot read {}", self.text.display()))?;
         let session = Session::open(&self.model, self.weights.as_deref(), &self.common)?;
         let mut tokens = Tokenizer::from_folder(&session.folder)?.encode(&text, false)?;
         tokens.truncate(self.max_tokens.unwrap_or(usize::MAX));
         if tokens.len() < 2 {
-            bail!("{}: a loss needs at least 2 tokens, the text has {}", self.text.display(), tokens.len());
+            bail!(
+                "{}: a loss needs at least 2 tokens, the text has {}",
+                self.text.display(),
+                tokens.len()
+            );
         }
         let bar = ProgressBar::new(tokens.len() as u64);
-        bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} tokens, {per_sec}, {eta} left")?);
+        bar.set_style(ProgressStyle::with_template(
+            "{bar:40} {pos}/{len} tokens, {per_sec}, {eta} left",
+        )?);
         let start = Instant::now();
-        let result = model::generate::eval_loss(&session.engine, &session.config, session.max_context, &tokens, context, &mut |n| {
-            bar.set_position(n as u64)
-        })?;
+        let result = model::generate::eval_loss(
+            &session.engine,
+            &session.config,
+            session.max_context,
+            &tokens,
+            context,
+            &mut |n| bar.set_position(n as u64),
+        )?;
         bar.finish_and_clear();
         let rate = tokens.len() as f64 / start.elapsed().as_secs_f64();
         if self.common.json {

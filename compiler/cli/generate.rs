@@ -47,13 +47,20 @@ impl Args {
         let session = Session::open(&self.model, self.weights.as_deref(), &self.common)?;
         let tokenizer = Tokenizer::from_folder(&session.folder)?;
         let prompts = self.prompt.iter().map(|text| match self.chat {
-            true => tokenizer.encode(&model::chat::prompt(&session.folder, text)?, false).map_err(anyhow::Error::from),
+            true => tokenizer
+                .encode(&model::chat::prompt(&session.folder, text)?, false)
+                .map_err(anyhow::Error::from),
             false => tokenizer.encode(text, true).map_err(anyhow::Error::from),
         });
         let prompts: Vec<Vec<u32>> = prompts.collect::<anyhow::Result<_>>()?;
         let request = Request {
             max_new_tokens: self.max_new_tokens,
-            sampling: Sampling { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p, seed: self.seed },
+            sampling: Sampling {
+                temperature: self.temperature,
+                top_k: self.top_k,
+                top_p: self.top_p,
+                seed: self.seed,
+            },
             stop: session.config.eos.clone(),
         };
         // One sequence streams; a batch is printed when it is done.
@@ -66,20 +73,31 @@ impl Args {
         }
         let start = Instant::now();
         let mut first = None;
-        let done = generate::generate(&session.engine, &session.config, session.max_context, &prompts, &request, &mut |_, token| {
-            first.get_or_insert_with(|| start.elapsed());
-            if stream && failed.is_none() {
-                let piece = text.push(token);
-                failed = write!(out, "{piece}").and_then(|()| out.flush()).err();
-            }
-        })?;
+        let done = generate::generate(
+            &session.engine,
+            &session.config,
+            session.max_context,
+            &prompts,
+            &request,
+            &mut |_, token| {
+                first.get_or_insert_with(|| start.elapsed());
+                if stream && failed.is_none() {
+                    let piece = text.push(token);
+                    failed = write!(out, "{piece}").and_then(|()| out.flush()).err();
+                }
+            },
+        )?;
         if let Some(e) = failed {
             return Err(e.into());
         }
         let (first, total) = (first.unwrap_or_default().as_secs_f64(), start.elapsed().as_secs_f64());
         let new: usize = done.iter().map(|d| d.tokens.len()).sum();
         let decoded = new.saturating_sub(done.len());
-        let rate = if decoded > 0 && total > first { decoded as f64 / (total - first) } else { 0.0 };
+        let rate = if decoded > 0 && total > first {
+            decoded as f64 / (total - first)
+        } else {
+            0.0
+        };
         if self.common.json {
             let mut rows = vec![];
             for (prompt, d) in prompts.iter().zip(&done) {
@@ -100,7 +118,12 @@ impl Args {
             writeln!(out, "{}", text.finish())?;
         } else {
             for (prompt, d) in self.prompt.iter().zip(&done) {
-                writeln!(out, "{}{}\n", if self.chat { "" } else { prompt }, tokenizer.decode(&d.tokens)?)?;
+                writeln!(
+                    out,
+                    "{}{}\n",
+                    if self.chat { "" } else { prompt },
+                    tokenizer.decode(&d.tokens)?
+                )?;
             }
         }
         if self.common.verbose {

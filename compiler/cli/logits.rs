@@ -38,7 +38,11 @@ impl Args {
             bail!("--tokens: sequences of unequal lengths have no common logits tensor; run them one by one");
         }
         let session = Session::open(&self.model, self.weights.as_deref(), &self.common)?;
-        let rows: Vec<Vec<u32>> = self.tokens.iter().map(|row| row.0.iter().map(|&t| t as u32).collect()).collect();
+        let rows: Vec<Vec<u32>> = self
+            .tokens
+            .iter()
+            .map(|row| row.0.iter().map(|&t| t as u32).collect())
+            .collect();
         let logits = model::generate::logits(&session.engine, &session.config, session.max_context, &rows)?;
         let bytes: Vec<u8> = logits.iter().flat_map(|x| x.to_le_bytes()).collect();
         let shape = vec![b, t, session.config.vocab as usize];

@@ -33,15 +33,16 @@ impl Args {
         }
         let file = self.file.context("name a graph file")?;
         let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        let mut module = ir::text::parse(&text).map_err(|e| anyhow::anyhow!("{}:{e}", file.display()))?;
-        check(&module, &file.display().to_string())?;
+        let (mut module, lines) =
+            ir::text::parse_with_lines(&text).map_err(|e| anyhow::anyhow!("{}:{e}", file.display()))?;
+        report(&ir::verify::verify_at(&module, &lines), &file.display().to_string())?;
         for name in &self.passes {
             let Some(pass) = passes::PASSES.iter().find(|p| p.name == name) else {
                 let names: Vec<&str> = passes::PASSES.iter().map(|p| p.name).collect();
                 bail!("there is no pass `{name}`; choose from {}", names.join(", "));
             };
             (pass.run)(&mut module).with_context(|| format!("pass {name}"))?;
-            check(&module, &format!("after pass {name}"))?;
+            report(&ir::verify::verify(&module), &format!("after pass {name}"))?;
             if self.each {
                 println!("// after {name}\n{module}");
             }
@@ -55,12 +56,11 @@ impl Args {
     }
 }
 
-fn check(module: &ir::Module, at: &str) -> anyhow::Result<()> {
-    let errors = ir::verify::verify(module);
+fn report(errors: &[ir::verify::VerifyError], at: &str) -> anyhow::Result<()> {
     if errors.is_empty() {
         return Ok(());
     }
-    for e in &errors {
+    for e in errors {
         eprintln!("{at}: {e}");
     }
     bail!("{at}: {} error(s) in the graph", errors.len())

@@ -56,12 +56,20 @@ impl Common {
 
 /// `STAGE=DIR`, STAGE one of graph, plan, mlir, llvm, all.
 pub fn emit(text: &str) -> anyhow::Result<Vec<(Stage, PathBuf)>> {
-    let (stage, dir) = text.split_once('=').with_context(|| format!("--emit {text}: write STAGE=DIR"))?;
-    let stages: Vec<Stage> =
-        Stage::ALL.iter().filter(|(name, _)| stage == "all" || stage == *name).map(|(_, s)| *s).collect();
+    let (stage, dir) = text
+        .split_once('=')
+        .with_context(|| format!("--emit {text}: write STAGE=DIR"))?;
+    let stages: Vec<Stage> = Stage::ALL
+        .iter()
+        .filter(|(name, _)| stage == "all" || stage == *name)
+        .map(|(_, s)| *s)
+        .collect();
     if stages.is_empty() {
         let names: Vec<&str> = Stage::ALL.iter().map(|(name, _)| *name).collect();
-        bail!("--emit {text}: there is no stage `{stage}`; choose {} or all", names.join(", "));
+        bail!(
+            "--emit {text}: there is no stage `{stage}`; choose {} or all",
+            names.join(", ")
+        );
     }
     Ok(stages.into_iter().map(|s| (s, PathBuf::from(dir))).collect())
 }
@@ -77,6 +85,12 @@ pub fn targets(names: &[String]) -> anyhow::Result<Vec<Target>> {
 /// `1,2,3` as token ids.
 pub fn tokens(text: &str) -> Result<Vec<i32>, String> {
     text.split(',')
-        .map(|t| t.trim().parse::<u32>().ok().and_then(|t| i32::try_from(t).ok()).ok_or_else(|| format!("`{t}` is not a token id")))
+        .map(|t| {
+            t.trim()
+                .parse::<u32>()
+                .ok()
+                .and_then(|t| i32::try_from(t).ok())
+                .ok_or_else(|| format!("`{t}` is not a token id"))
+        })
         .collect()
 }

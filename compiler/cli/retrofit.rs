@@ -32,7 +32,12 @@ impl Args {
             "stack" => Mode::Stack,
             _ => Mode::Layer,
         };
-        let options = model::retrofit::Options { mode, window: self.window, loops: self.loops, gate_bias: self.gate_bias };
+        let options = model::retrofit::Options {
+            mode,
+            window: self.window,
+            loops: self.loops,
+            gate_bias: self.gate_bias,
+        };
         model::retrofit::retrofit(&self.base, &self.output, &options)?;
         println!("{}", self.output.display());
         Ok(())

@@ -12,8 +12,8 @@ use runtime::container::Artefact;
 use runtime::engine::{Engine, Options};
 use runtime::weights::Checkpoint;
 
-use crate::options::Common;
 use crate::cache;
+use crate::options::Common;
 
 /// The entry points every artefact has unless the user asks for fewer.
 pub const ENTRIES: [&str; 4] = ["prefill", "decode", "logits", "loss"];
@@ -33,7 +33,12 @@ impl Source {
         model::weights::check(&config, &checkpoint)?;
         let path = folder.join("config.json");
         let config_text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(Source { folder: folder.to_path_buf(), config, checkpoint, config_text })
+        Ok(Source {
+            folder: folder.to_path_buf(),
+            config,
+            checkpoint,
+            config_text,
+        })
     }
 
     /// Compiles for `targets`; the artefact finds the checkpoint again by its folder.
@@ -64,11 +69,14 @@ impl Source {
     fn graph_options(&self, request: &Request) -> model::graph::Options {
         model::graph::Options {
             dtype: request.dtype,
-            embedding: self.checkpoint.dtype("model.embed_tokens.weight").map_or(request.dtype, |t| match t {
-                runtime::artefact::DType::BF16 => DType::BF16,
-                runtime::artefact::DType::F16 => DType::F16,
-                _ => DType::F32,
-            }),
+            embedding: self
+                .checkpoint
+                .dtype("model.embed_tokens.weight")
+                .map_or(request.dtype, |t| match t {
+                    runtime::artefact::DType::BF16 => DType::BF16,
+                    runtime::artefact::DType::F16 => DType::F16,
+                    _ => DType::F32,
+                }),
             max_context: request.max_context,
         }
     }
@@ -124,32 +132,58 @@ impl Session {
             (artefact, source)
         } else {
             let artefact = Artefact::open(path)?;
-            if common.dtype.is_some_and(|t| artefact.header.model["dtype"] != t.dtype().name()) {
-                bail!("{} was compiled for {}, not for --dtype; compile it again", path.display(), artefact.header.model["dtype"]);
+            if common
+                .dtype
+                .is_some_and(|t| artefact.header.model["dtype"] != t.dtype().name())
+            {
+                bail!(
+                    "{} was compiled for {}, not for --dtype; compile it again",
+                    path.display(),
+                    artefact.header.model["dtype"]
+                );
             }
             let stored = artefact.header.model["folder"].as_str().map(PathBuf::from);
             let Some(folder) = weights.map(Path::to_path_buf).or(stored) else {
-                bail!("{} does not say where its checkpoint is; give --weights FOLDER", path.display());
+                bail!(
+                    "{} does not say where its checkpoint is; give --weights FOLDER",
+                    path.display()
+                );
             };
-            let source = Source::open(&folder).context("the artefact's checkpoint; if it moved, give --weights FOLDER")?;
+            let source =
+                Source::open(&folder).context("the artefact's checkpoint; if it moved, give --weights FOLDER")?;
             if source.hash() != artefact.header.model_hash {
-                bail!("{} was compiled for another model than the one in {}; compile it again", path.display(), folder.display());
+                bail!(
+                    "{} was compiled for another model than the one in {}; compile it again",
+                    path.display(),
+                    folder.display()
+                );
             }
             (artefact, source)
         };
         log("artefact", start);
         let start = Instant::now();
-        let engine = Engine::load(&artefact, &source.checkpoint, Options { threads: common.threads() })?;
+        let engine = Engine::load(
+            &artefact,
+            &source.checkpoint,
+            Options {
+                threads: common.threads(),
+            },
+        )?;
         log("weights", start);
         let max_context = artefact.header.max_context as usize;
-        Ok(Session { engine, config: source.config, folder: source.folder, max_context })
+        Ok(Session {
+            engine,
+            config: source.config,
+            folder: source.folder,
+            max_context,
+        })
     }
 }
 
 /// From the cache, or compiled and put there. A cache that cannot be written costs time, not the run.
 fn cached(source: &Source, request: &Request) -> anyhow::Result<Artefact> {
     let folder = std::path::absolute(&source.folder)?;
-    let targets: Vec<&str> = request.targets.iter().map(|t| &*t.name).collect();
+    let targets: Vec<&str> = request.targets.iter().map(|t| t.name).collect();
     let file = cache::file(&[
         &source.hash(),
         &folder.to_string_lossy(),
@@ -165,7 +199,9 @@ fn cached(source: &Source, request: &Request) -> anyhow::Result<Artefact> {
         }
     }
     let (artefact, _) = source.compile(request)?;
-    let written = std::fs::create_dir_all(cache::folder()).map_err(anyhow::Error::from).and_then(|()| Ok(artefact.write(&file)?));
+    let written = std::fs::create_dir_all(cache::folder())
+        .map_err(anyhow::Error::from)
+        .and_then(|()| Ok(artefact.write(&file)?));
     if let Err(e) = written {
         eprintln!("loopc: the artefact is not cached: {e:#}");
     }

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use ir::plan::{BufferKind, Kernel, Plan, WeightRecipe};
 use ir::{DType, Module, Size};
-use runtime::artefact::{self, Buffer, Code, Entry, Header, Launch, Layout, Port, Source, State, TensorRef, Weight, f64Bits};
+use runtime::artefact::{
+    self, Buffer, Code, Entry, Header, Launch, Layout, Port, Source, State, TensorRef, Weight, f64Bits,
+};
 use runtime::container::Artefact;
 
 use crate::cpu::{self, Target};
@@ -47,8 +49,12 @@ pub enum Stage {
 }
 
 impl Stage {
-    pub const ALL: [(&'static str, Stage); 4] =
-        [("graph", Stage::Graph), ("plan", Stage::Plan), ("mlir", Stage::Mlir), ("llvm", Stage::Llvm)];
+    pub const ALL: [(&'static str, Stage); 4] = [
+        ("graph", Stage::Graph),
+        ("plan", Stage::Plan),
+        ("mlir", Stage::Mlir),
+        ("llvm", Stage::Llvm),
+    ];
 }
 
 /// How long each stage took, in order.
@@ -76,17 +82,23 @@ pub fn compile(mut module: Module, model: &ModelFacts, options: &Options) -> Res
     verify(&module, "naive graph")?;
     emit.file(Stage::Graph, "00-naive.mlir", || module.to_string())?;
     for (i, pass) in passes::PASSES.iter().enumerate() {
-        (pass.run)(&mut module)
-            .map_err(|e| CompileError::Pass { pass: pass.name.to_string(), reason: e.to_string() })?;
+        (pass.run)(&mut module).map_err(|e| CompileError::Pass {
+            pass: pass.name.to_string(),
+            reason: e.to_string(),
+        })?;
         verify(&module, pass.name)?;
-        emit.file(Stage::Graph, &format!("{:02}-{}.mlir", i + 1, pass.name), || module.to_string())?;
+        emit.file(Stage::Graph, &format!("{:02}-{}.mlir", i + 1, pass.name), || {
+            module.to_string()
+        })?;
     }
     lap(&mut times, "graph passes");
 
     let mut plans = vec![];
     for entry in &options.entries {
-        let plan = passes::schedule(&module, entry)
-            .map_err(|e| CompileError::Schedule { entry: entry.clone(), reason: e.to_string() })?;
+        let plan = passes::schedule(&module, entry).map_err(|e| CompileError::Schedule {
+            entry: entry.clone(),
+            reason: e.to_string(),
+        })?;
         emit.file(Stage::Plan, &format!("{entry}.plan"), || plan.to_string())?;
         plans.push(plan);
     }
@@ -97,9 +109,14 @@ pub fn compile(mut module: Module, model: &ModelFacts, options: &Options) -> Res
     let mut payload = vec![];
     for target in &options.targets {
         let texts = emit.wants(Stage::Mlir) || emit.wants(Stage::Llvm);
-        let compiled = cpu::compile_kernels(&kernels, target, texts)
-            .map_err(|e| CompileError::Code { target: target.name.to_string(), reason: e.to_string() })?;
-        for (stage, ending, files) in [(Stage::Mlir, "mlir", &compiled.mlir), (Stage::Llvm, "ll", &compiled.llvm)] {
+        let compiled = cpu::compile_kernels(&kernels, target, texts).map_err(|e| CompileError::Code {
+            target: target.name.to_string(),
+            reason: e.to_string(),
+        })?;
+        for (stage, ending, files) in [
+            (Stage::Mlir, "mlir", &compiled.mlir),
+            (Stage::Llvm, "ll", &compiled.llvm),
+        ] {
             for (name, text) in files {
                 emit.file(stage, &format!("{}/{name}.{ending}", target.name), || text.clone())?;
             }
@@ -138,7 +155,10 @@ fn verify(module: &Module, stage: &str) -> Result<(), CompileError> {
         return Ok(());
     }
     let errors = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-    Err(CompileError::Invalid { stage: stage.to_string(), errors })
+    Err(CompileError::Invalid {
+        stage: stage.to_string(),
+        errors,
+    })
 }
 
 /// All plans' kernels, equal ones once, with unique symbol names; and each plan's kernels by those names.
@@ -150,14 +170,24 @@ fn share_kernels(plans: &[Plan]) -> (Vec<Kernel>, Vec<Vec<String>>) {
     for plan in plans {
         let mut of_plan = vec![];
         for kernel in &plan.kernels {
-            let body = Kernel { name: String::new(), ..kernel.clone() };
+            let body = Kernel {
+                name: String::new(),
+                ..kernel.clone()
+            };
             let name = by_body.entry(body).or_insert_with(|| {
                 // A plan numbers its own; here all plans' are numbered together.
                 let base = kernel.name.split('.').next().unwrap_or_default();
                 let count = taken.entry(base.to_string()).or_insert(0);
                 *count += 1;
-                let name = if *count == 1 { base.to_string() } else { format!("{base}.{count}") };
-                kernels.push(Kernel { name: name.clone(), ..kernel.clone() });
+                let name = if *count == 1 {
+                    base.to_string()
+                } else {
+                    format!("{base}.{count}")
+                };
+                kernels.push(Kernel {
+                    name: name.clone(),
+                    ..kernel.clone()
+                });
                 name
             });
             of_plan.push(name.clone());
@@ -192,7 +222,12 @@ impl Tables {
         };
         for (i, b) in plan.buffers.iter().enumerate() {
             let shape: Vec<artefact::Size> = b.shape.iter().map(size).collect();
-            let port = |name: &String| Port { name: name.clone(), dtype: dtype(b.dtype), shape: shape.clone(), buffer: i as u32 };
+            let port = |name: &String| Port {
+                name: name.clone(),
+                dtype: dtype(b.dtype),
+                shape: shape.clone(),
+                buffer: i as u32,
+            };
             entry.buffers.push(match &b.kind {
                 BufferKind::Temp { slot } => {
                     let at = *slot as usize;
@@ -215,7 +250,11 @@ impl Tables {
                 }
                 BufferKind::State(name) => {
                     let id = *self.states.entry(name.clone()).or_insert_with(|| {
-                        header.states.push(State { name: name.clone(), dtype: dtype(b.dtype), shape });
+                        header.states.push(State {
+                            name: name.clone(),
+                            dtype: dtype(b.dtype),
+                            shape,
+                        });
                         header.states.len() as u32 - 1
                     });
                     Buffer::State(id)
@@ -236,7 +275,10 @@ impl Tables {
                 kernel: names[launch.kernel].clone(),
                 buffers: launch.args.iter().map(|&a| a as u32).collect(),
                 tiles: kernel.tiles().iter().map(|(s, block)| (size(s), *block)).collect(),
-                scratch: artefact::Size { coef: cpu::scratch_bytes(kernel), syms: vec![] },
+                scratch: artefact::Size {
+                    coef: cpu::scratch_bytes(kernel),
+                    syms: vec![],
+                },
             });
         }
         Ok(entry)
@@ -251,17 +293,35 @@ fn weight(recipe: &WeightRecipe, ty: DType, model: &ModelFacts, entry: &str) -> 
                     entry: entry.to_string(),
                     reason: format!("the checkpoint has no tensor {name}"),
                 })?;
-                Ok(TensorRef { name: name.clone(), shape: shape.clone(), scale: None })
+                Ok(TensorRef {
+                    name: name.clone(),
+                    shape: shape.clone(),
+                    scale: None,
+                })
             });
             let pair = if ty == DType::BF16 { 2 } else { 1 };
             Weight {
                 source: Source::Tensors(tensors.collect::<Result<_, _>>()?),
                 dtype: dtype(ty),
-                layout: if *packed { Layout::Panels { pair } } else { Layout::RowMajor },
+                layout: if *packed {
+                    Layout::Panels { pair }
+                } else {
+                    Layout::RowMajor
+                },
             }
         }
-        &WeightRecipe::RopeTable { rows, dim, theta_bits, sin } => Weight {
-            source: Source::RopeTable { rows, dim, theta: f64Bits(theta_bits), sin },
+        &WeightRecipe::RopeTable {
+            rows,
+            dim,
+            theta_bits,
+            sin,
+        } => Weight {
+            source: Source::RopeTable {
+                rows,
+                dim,
+                theta: f64Bits(theta_bits),
+                sin,
+            },
             dtype: dtype(ty),
             layout: Layout::RowMajor,
         },
@@ -279,7 +339,10 @@ fn dtype(t: DType) -> artefact::DType {
 }
 
 fn size(s: &Size) -> artefact::Size {
-    artefact::Size { coef: s.coef, syms: s.syms.clone() }
+    artefact::Size {
+        coef: s.coef,
+        syms: s.syms.clone(),
+    }
 }
 
 /// Writes a stage's files where the user asked for them.
@@ -299,9 +362,11 @@ impl Emit<'_> {
                 std::fs::create_dir_all(path.parent().unwrap_or(dir))?;
                 std::fs::write(&path, text())
             };
-            write().map_err(|source| CompileError::Write { path: path.clone(), source })?;
+            write().map_err(|source| CompileError::Write {
+                path: path.clone(),
+                source,
+            })?;
         }
         Ok(())
     }
 }
-

@@ -29,12 +29,18 @@ fn check(case: &Case) -> Result<(), String> {
             _ => continue,
         };
         // Roundings to bf16 may fall to the other side where sums associate differently.
-        let scale = wanted.data.iter().fold(1.0, |m: f64, x| if x.is_finite() { m.max(x.abs()) } else { m });
+        let scale = wanted
+            .data
+            .iter()
+            .fold(1.0, |m: f64, x| if x.is_finite() { m.max(x.abs()) } else { m });
         let bf16 = plan.buffers.iter().any(|b| b.dtype == ir::DType::BF16);
         let tolerance = scale * if bf16 { 0.03 } else { 1e-5 };
         for (i, (x, y)) in found.iter().zip(&wanted.data).enumerate() {
             if x != y && !((x - y).abs() <= tolerance) {
-                return Err(format!("{} [{i}] is {x}, the evaluator says {y}\nsizes {:?}\n{plan}", b.name, case.sizes));
+                return Err(format!(
+                    "{} [{i}] is {x}, the evaluator says {y}\nsizes {:?}\n{plan}",
+                    b.name, case.sizes
+                ));
             }
         }
     }
@@ -42,7 +48,12 @@ fn check(case: &Case) -> Result<(), String> {
 }
 
 fn report(failures: Vec<String>) {
-    assert!(failures.is_empty(), "{} fail:\n{}", failures.len(), failures.join("\n\n"));
+    assert!(
+        failures.is_empty(),
+        "{} fail:\n{}",
+        failures.len(),
+        failures.join("\n\n")
+    );
 }
 
 #[test]
@@ -52,7 +63,9 @@ fn every_op_on_its_samples() {
         for (s, sample) in (op.samples)().iter().enumerate() {
             let error = (0..4).find_map(|seed| {
                 let case = sample_case(op, sample, seed).unwrap_or_else(|e| panic!("{} sample {s}: {e}", op.name));
-                check(&case).err().map(|e| format!("{} sample {s} seed {seed}: {e}", op.name))
+                check(&case)
+                    .err()
+                    .map(|e| format!("{} sample {s} seed {seed}: {e}", op.name))
             });
             failures.extend(error);
         }
@@ -62,5 +75,9 @@ fn every_op_on_its_samples() {
 
 #[test]
 fn random_programs() {
-    report((0..200).filter_map(|seed| check(&random(seed)).err().map(|e| format!("seed {seed}: {e}"))).collect());
+    report(
+        (0..200)
+            .filter_map(|seed| check(&random(seed)).err().map(|e| format!("seed {seed}: {e}")))
+            .collect(),
+    );
 }

@@ -79,7 +79,12 @@ pub enum Source {
     /// vector (a folded norm weight).
     Tensors(Vec<TensorRef>),
     /// `[rows, dim / 2]`: cos or sin of `row * theta^(-2 i / dim)`, computed in f64.
-    RopeTable { rows: i64, dim: i64, theta: f64Bits, sin: bool },
+    RopeTable {
+        rows: i64,
+        dim: i64,
+        theta: f64Bits,
+        sin: bool,
+    },
 }
 
 /// An f64 by its bits, so that recipes can be hashed and compared.

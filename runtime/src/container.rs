@@ -26,14 +26,22 @@ pub struct Artefact {
 impl Artefact {
     /// Whole or not at all.
     pub fn write(&self, path: &Path) -> Result<(), RuntimeError> {
-        let bytes = self.to_bytes().map_err(|reason| RuntimeError::File { path: path.to_path_buf(), reason })?;
+        let bytes = self.to_bytes().map_err(|reason| RuntimeError::File {
+            path: path.to_path_buf(),
+            reason,
+        })?;
         write_whole(path, &[&bytes])
     }
 
     pub fn open(path: &Path) -> Result<Artefact, RuntimeError> {
-        let bytes = std::fs::read(path)
-            .map_err(|e| RuntimeError::File { path: path.to_path_buf(), reason: format!("cannot read it: {e}") })?;
-        Artefact::from_bytes(&bytes).map_err(|reason| RuntimeError::Artefact { path: path.to_path_buf(), reason })
+        let bytes = std::fs::read(path).map_err(|e| RuntimeError::File {
+            path: path.to_path_buf(),
+            reason: format!("cannot read it: {e}"),
+        })?;
+        Artefact::from_bytes(&bytes).map_err(|reason| RuntimeError::Artefact {
+            path: path.to_path_buf(),
+            reason,
+        })
     }
 
     pub fn to_bytes(&self) -> Result<Vec<u8>, String> {
@@ -52,7 +60,10 @@ impl Artefact {
             return Err("it is no loopc artefact".to_string());
         }
         if bytes[7] != MAGIC[7] {
-            return Err(format!("it has format version {}, this loopc reads {}", bytes[7], MAGIC[7]));
+            return Err(format!(
+                "it has format version {}, this loopc reads {}",
+                bytes[7], MAGIC[7]
+            ));
         }
         if bytes.len() < 16 + HASH {
             return Err("it is truncated".to_string());
@@ -62,10 +73,18 @@ impl Artefact {
             return Err("its checksum is wrong: truncated or damaged".to_string());
         }
         let length = u64::from_le_bytes(std::array::from_fn(|i| body[8 + i]));
-        let end = usize::try_from(length).ok().and_then(|n| n.checked_add(16)).filter(|end| *end <= body.len());
-        let Some(end) = end else { return Err("its header is longer than the file".to_string()) };
+        let end = usize::try_from(length)
+            .ok()
+            .and_then(|n| n.checked_add(16))
+            .filter(|end| *end <= body.len());
+        let Some(end) = end else {
+            return Err("its header is longer than the file".to_string());
+        };
         let header: Header = serde_json::from_slice(&body[16..end]).map_err(|e| format!("its header: {e}"))?;
-        let artefact = Artefact { header, payload: body[end..].to_vec() };
+        let artefact = Artefact {
+            header,
+            payload: body[end..].to_vec(),
+        };
         validate(&artefact)?;
         Ok(artefact)
     }

@@ -5,10 +5,12 @@
 use std::collections::HashMap;
 
 use object::elf::{
-    R_X86_64_32, R_X86_64_32S, R_X86_64_64, R_X86_64_GOTPCREL, R_X86_64_GOTPCRELX, R_X86_64_PC32, R_X86_64_PC64, R_X86_64_PLT32,
-    R_X86_64_REX_GOTPCRELX,
+    R_X86_64_32, R_X86_64_32S, R_X86_64_64, R_X86_64_GOTPCREL, R_X86_64_GOTPCRELX, R_X86_64_PC32, R_X86_64_PC64,
+    R_X86_64_PLT32, R_X86_64_REX_GOTPCRELX,
 };
-use object::{Object, ObjectSection, ObjectSymbol, RelocationFlags, RelocationTarget, SectionIndex, SectionKind, SymbolSection};
+use object::{
+    Object, ObjectSection, ObjectSymbol, RelocationFlags, RelocationTarget, SectionIndex, SectionKind, SymbolSection,
+};
 
 use crate::artefact::KernelFn;
 use crate::error::RuntimeError;
@@ -49,24 +51,48 @@ impl Code {
         let mut len = 0usize;
         let mut sections = vec![];
         for s in file.sections() {
-            if !matches!(s.kind(), SectionKind::Text | SectionKind::ReadOnlyData | SectionKind::ReadOnlyString) || s.size() == 0 {
+            if !matches!(
+                s.kind(),
+                SectionKind::Text | SectionKind::ReadOnlyData | SectionKind::ReadOnlyString
+            ) || s.size() == 0
+            {
                 continue;
             }
             let data = s.data().map_err(|e| failed(e.to_string()))?;
-            let align = usize::try_from(s.align()).ok().filter(|a| a.is_power_of_two() && *a <= PAGE).unwrap_or(64).max(1);
+            let align = usize::try_from(s.align())
+                .ok()
+                .filter(|a| a.is_power_of_two() && *a <= PAGE)
+                .unwrap_or(64)
+                .max(1);
             len = len.next_multiple_of(align);
             places.insert(s.index(), len);
-            len = len.checked_add(data.len()).filter(|n| *n < 1 << 30).ok_or_else(|| failed("it is too large".to_string()))?;
+            len = len
+                .checked_add(data.len())
+                .filter(|n| *n < 1 << 30)
+                .ok_or_else(|| failed("it is too large".to_string()))?;
             sections.push((s, data));
         }
         let thunks = len.next_multiple_of(THUNK);
         let len = (thunks + externals().len() * THUNK).next_multiple_of(PAGE);
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        let base = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                flags,
+                -1,
+                0,
+            )
+        };
         if base == libc::MAP_FAILED {
             return Err(RuntimeError::OutOfMemory { bytes: len });
         }
-        let mut code = Code { base: base as *mut u8, len, symbols: HashMap::new() };
+        let mut code = Code {
+            base: base as *mut u8,
+            len,
+            symbols: HashMap::new(),
+        };
         let memory = unsafe { std::slice::from_raw_parts_mut(code.base, len) };
         for (s, data) in &sections {
             memory[places[&s.index()]..][..data.len()].copy_from_slice(data);
@@ -83,8 +109,13 @@ impl Code {
             let name = s.name().unwrap_or_default();
             match s.section() {
                 SymbolSection::Section(at) => {
-                    let place = places.get(&at).ok_or(format!("symbol {name} lies in a section that is not loaded"))?;
-                    let offset = usize::try_from(s.address()).ok().and_then(|a| a.checked_add(*place)).filter(|a| *a <= len);
+                    let place = places
+                        .get(&at)
+                        .ok_or(format!("symbol {name} lies in a section that is not loaded"))?;
+                    let offset = usize::try_from(s.address())
+                        .ok()
+                        .and_then(|a| a.checked_add(*place))
+                        .filter(|a| *a <= len);
                     Ok((offset.ok_or(format!("symbol {name} lies outside"))?, false))
                 }
                 _ => match externals().iter().position(|(n, _)| *n == name) {
@@ -105,15 +136,21 @@ impl Code {
                 };
                 let wide = matches!(r_type, R_X86_64_64 | R_X86_64_PC64);
                 let size = if wide { 8 } else { 4 };
-                let offset = usize::try_from(offset).ok().filter(|o| o.checked_add(size).is_some_and(|end| end <= data.len()));
+                let offset = usize::try_from(offset)
+                    .ok()
+                    .filter(|o| o.checked_add(size).is_some_and(|end| end <= data.len()));
                 let offset = offset.ok_or_else(|| failed("a relocation lies outside its section".to_string()))?;
                 let got = matches!(r_type, R_X86_64_GOTPCREL | R_X86_64_GOTPCRELX | R_X86_64_REX_GOTPCRELX);
                 if got && !external {
                     return Err(failed("it wants a GOT".to_string()));
                 }
                 let target = target + if got { 8 } else { 0 };
-                let absolute = (code.base as i64).wrapping_add(target as i64).wrapping_add(relocation.addend());
-                let relative = (target as i64).wrapping_add(relocation.addend()).wrapping_sub((place + offset) as i64);
+                let absolute = (code.base as i64)
+                    .wrapping_add(target as i64)
+                    .wrapping_add(relocation.addend());
+                let relative = (target as i64)
+                    .wrapping_add(relocation.addend())
+                    .wrapping_sub((place + offset) as i64);
                 let value = match r_type {
                     R_X86_64_64 => absolute,
                     R_X86_64_PC64 | R_X86_64_PC32 | R_X86_64_PLT32 => relative,
@@ -130,13 +167,19 @@ impl Code {
                 }
             }
         }
-        for s in file.symbols().filter(|s| s.is_definition() && s.kind() == object::SymbolKind::Text) {
+        for s in file
+            .symbols()
+            .filter(|s| s.is_definition() && s.kind() == object::SymbolKind::Text)
+        {
             if let (Ok(name), Ok((offset, _))) = (s.name(), symbol(s.index())) {
                 code.symbols.insert(name.to_string(), code.base as usize + offset);
             }
         }
         if unsafe { libc::mprotect(base, len, libc::PROT_READ | libc::PROT_EXEC) } != 0 {
-            return Err(failed(format!("the system does not let it execute: {}", std::io::Error::last_os_error())));
+            return Err(failed(format!(
+                "the system does not let it execute: {}",
+                std::io::Error::last_os_error()
+            )));
         }
         Ok(code)
     }

@@ -88,7 +88,12 @@ impl Engine {
         let Some(code) = header.codes.iter().filter(runs).max_by_key(|c| c.features.len()) else {
             let first = &header.codes[0];
             return Err(RuntimeError::Foreign {
-                compiled: header.codes.iter().map(|c| c.target.as_str()).collect::<Vec<_>>().join(", "),
+                compiled: header
+                    .codes
+                    .iter()
+                    .map(|c| c.target.as_str())
+                    .collect::<Vec<_>>()
+                    .join(", "),
                 missing: missing_features(&first.features).join(", "),
             });
         };
@@ -99,9 +104,18 @@ impl Engine {
             let kernels = entry
                 .launches
                 .iter()
-                .map(|l| code.kernel(&l.kernel).ok_or_else(|| RuntimeError::Code(format!("it has no kernel `{}`", l.kernel))))
+                .map(|l| {
+                    code.kernel(&l.kernel)
+                        .ok_or_else(|| RuntimeError::Code(format!("it has no kernel `{}`", l.kernel)))
+                })
                 .collect::<Result<_, _>>()?;
-            entries.insert(entry.name.clone(), Ready { entry: entry.clone(), kernels });
+            entries.insert(
+                entry.name.clone(),
+                Ready {
+                    entry: entry.clone(),
+                    kernels,
+                },
+            );
         }
         let weights = pack::load(&header.weights, checkpoint, options.threads)?;
         Ok(Engine {
@@ -135,23 +149,39 @@ impl Engine {
         let mut buffers = vec![];
         for s in &self.states {
             let n = elements(&s.shape, &sizes).and_then(|n| n.checked_mul(bytes(s.dtype)));
-            let n = n.and_then(|n| usize::try_from(n).ok()).ok_or(RuntimeError::OutOfMemory { bytes: usize::MAX })?;
+            let n = n
+                .and_then(|n| usize::try_from(n).ok())
+                .ok_or(RuntimeError::OutOfMemory { bytes: usize::MAX })?;
             buffers.push(Memory::zeroed(n)?);
         }
-        Ok(State { batch, capacity, buffers })
+        Ok(State {
+            batch,
+            capacity,
+            buffers,
+        })
     }
 
     pub fn usage(&self) -> Usage {
         let own = |w: &WeightBuffer| if let WeightBuffer::Own(m) = w { m.len() } else { 0 };
         let work = self.work.lock().unwrap_or_else(|p| p.into_inner());
         let len = |m: &Option<Memory>| m.as_ref().map_or(0, Memory::len);
-        Usage { weights: self.weights.iter().map(own).sum(), arena: len(&work.arena) + len(&work.scratch) }
+        Usage {
+            weights: self.weights.iter().map(own).sum(),
+            arena: len(&work.arena) + len(&work.scratch),
+        }
     }
 
     /// Starts (true) or ends counting time by kernel; returns what was counted: (kernel, launches, time), the dearest first.
     pub fn profile(&self, on: bool) -> Vec<(String, u64, Duration)> {
-        let counted = std::mem::replace(&mut *self.profile.lock().unwrap_or_else(|p| p.into_inner()), on.then(BTreeMap::new));
-        let mut rows: Vec<_> = counted.unwrap_or_default().into_iter().map(|(k, (n, t))| (k, n, t)).collect();
+        let counted = std::mem::replace(
+            &mut *self.profile.lock().unwrap_or_else(|p| p.into_inner()),
+            on.then(BTreeMap::new),
+        );
+        let mut rows: Vec<_> = counted
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(k, (n, t))| (k, n, t))
+            .collect();
         rows.sort_by_key(|(_, _, t)| std::cmp::Reverse(*t));
         rows
     }
@@ -166,14 +196,24 @@ impl Engine {
     ) -> Result<HashMap<String, Output>, RuntimeError> {
         let Some(ready) = self.entries.get(entry) else {
             let known = self.entries.keys().cloned().collect::<Vec<_>>().join(", ");
-            return Err(RuntimeError::NoEntry { entry: entry.to_string(), known });
+            return Err(RuntimeError::NoEntry {
+                entry: entry.to_string(),
+                known,
+            });
         };
-        let failed = |reason: String| RuntimeError::Call { entry: entry.to_string(), reason };
+        let failed = |reason: String| RuntimeError::Call {
+            entry: entry.to_string(),
+            reason,
+        };
         let mut values: Sizes = sizes.iter().map(|(k, v)| (k.to_string(), *v)).collect();
         if let Some(s) = &state {
             values.insert("C".to_string(), s.capacity);
             if values.get("B") != Some(&s.batch) {
-                return Err(failed(format!("{:?} sequences with caches for {}", values.get("B"), s.batch)));
+                return Err(failed(format!(
+                    "{:?} sequences with caches for {}",
+                    values.get("B"),
+                    s.batch
+                )));
             }
         }
         if values.values().any(|v| !(1..1 << 31).contains(v)) {
@@ -192,7 +232,11 @@ impl Engine {
                 largest = largest.max(eval(size, &values).ok_or_else(unknown)?);
             }
             offsets.push(total as usize);
-            total = total.checked_add(largest).and_then(|n| n.checked_add(64 + 63)).ok_or_else(unknown)? & !63;
+            total = total
+                .checked_add(largest)
+                .and_then(|n| n.checked_add(64 + 63))
+                .ok_or_else(unknown)?
+                & !63;
         }
         let arena = grown(&mut work.arena, total as usize)?;
         let mut scratch_size = 0i64;
@@ -212,7 +256,9 @@ impl Engine {
         }
         let mut output_memory = vec![];
         for port in &e.outputs {
-            let n = elements(&port.shape, &values).and_then(|n| n.checked_mul(bytes(port.dtype))).ok_or_else(unknown)?;
+            let n = elements(&port.shape, &values)
+                .and_then(|n| n.checked_mul(bytes(port.dtype)))
+                .ok_or_else(unknown)?;
             output_memory.push(Memory::zeroed(n as usize + 64)?);
         }
         let mut pointers: Vec<*mut u8> = vec![];
@@ -240,7 +286,13 @@ impl Engine {
                 tiles = tiles.checked_mul((n + block - 1) / block).ok_or_else(unknown)?;
             }
             let start = profile.is_some().then(Instant::now);
-            let call = Call { kernel: *kernel, args: args.as_ptr(), symbols: symbols.as_ptr(), scratch, scratch_size };
+            let call = Call {
+                kernel: *kernel,
+                args: args.as_ptr(),
+                symbols: symbols.as_ptr(),
+                scratch,
+                scratch_size,
+            };
             self.pool.run(tiles, &|begin, end, worker| call.run(begin, end, worker));
             if let (Some(profile), Some(start)) = (&mut *profile, start) {
                 let row = profile.entry(launch.kernel.clone()).or_default();
@@ -273,12 +325,22 @@ unsafe impl Sync for Call {}
 
 impl Call {
     fn run(&self, begin: i64, end: i64, worker: usize) {
-        unsafe { (self.kernel)(self.args, self.symbols, begin, end, self.scratch.add(worker * self.scratch_size)) }
+        unsafe {
+            (self.kernel)(
+                self.args,
+                self.symbols,
+                begin,
+                end,
+                self.scratch.add(worker * self.scratch_size),
+            )
+        }
     }
 }
 
 fn eval(size: &Size, values: &Sizes) -> Option<i64> {
-    size.syms.iter().try_fold(size.coef, |acc, s| acc.checked_mul(*values.get(s)?))
+    size.syms
+        .iter()
+        .try_fold(size.coef, |acc, s| acc.checked_mul(*values.get(s)?))
 }
 
 fn elements(shape: &[Size], values: &Sizes) -> Option<i64> {
@@ -304,9 +366,15 @@ impl Input<'_> {
             Input::I32(v) => (v.len(), "i32"),
             Input::F32(v) => (v.len(), "f32"),
         };
-        let fits = matches!((self, port.dtype), (Input::I32(_), DType::I32) | (Input::F32(_), DType::F32));
+        let fits = matches!(
+            (self, port.dtype),
+            (Input::I32(_), DType::I32) | (Input::F32(_), DType::F32)
+        );
         if len as i64 != wanted || !fits {
-            return Err(format!("input `{}` has {len} {name} elements, wants {wanted} of {:?}", port.name, port.dtype));
+            return Err(format!(
+                "input `{}` has {len} {name} elements, wants {wanted} of {:?}",
+                port.name, port.dtype
+            ));
         }
         let memory = Memory::zeroed(4 * len + 64).map_err(|e| e.to_string())?;
         let source = match self {
@@ -324,7 +392,13 @@ fn widened(memory: &Memory, n: usize, dtype: DType) -> Vec<f32> {
         DType::F32 => unsafe { std::slice::from_raw_parts(memory.ptr() as *const f32, n) }.to_vec(),
         DType::BF16 => halves().iter().map(|b| bf16::from_bits(*b).to_f32()).collect(),
         DType::F16 => halves().iter().map(|b| f16::from_bits(*b).to_f32()).collect(),
-        DType::I32 => unsafe { std::slice::from_raw_parts(memory.ptr() as *const i32, n) }.iter().map(|x| *x as f32).collect(),
-        DType::I1 => unsafe { std::slice::from_raw_parts(memory.ptr(), n) }.iter().map(|x| f32::from(*x)).collect(),
+        DType::I32 => unsafe { std::slice::from_raw_parts(memory.ptr() as *const i32, n) }
+            .iter()
+            .map(|x| *x as f32)
+            .collect(),
+        DType::I1 => unsafe { std::slice::from_raw_parts(memory.ptr(), n) }
+            .iter()
+            .map(|x| f32::from(*x))
+            .collect(),
     }
 }

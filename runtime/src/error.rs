@@ -10,7 +10,9 @@ pub enum RuntimeError {
     Artefact { path: PathBuf, reason: String },
     #[error("the artefact's machine code: {0}; compile the model again")]
     Code(String),
-    #[error("the artefact was compiled for {compiled}; this CPU lacks {missing}; compile it for this machine with --target native")]
+    #[error(
+        "the artefact was compiled for {compiled}; this CPU lacks {missing}; compile it for this machine with --target native"
+    )]
     Foreign { compiled: String, missing: String },
     #[error("tensor {name} {reason}")]
     Tensor { name: String, reason: String },

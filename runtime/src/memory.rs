@@ -21,17 +21,39 @@ impl Memory {
     pub fn zeroed(len: usize) -> Result<Memory, RuntimeError> {
         let huge = len >= HUGE;
         let too_large = || RuntimeError::OutOfMemory { bytes: len };
-        let mapped = len.max(1).checked_add(if huge { 2 * HUGE } else { 4096 }).ok_or_else(too_large)?;
+        let mapped = len
+            .max(1)
+            .checked_add(if huge { 2 * HUGE } else { 4096 })
+            .ok_or_else(too_large)?;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let base = unsafe { libc::mmap(std::ptr::null_mut(), mapped, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                mapped,
+                libc::PROT_READ | libc::PROT_WRITE,
+                flags,
+                -1,
+                0,
+            )
+        };
         if base == libc::MAP_FAILED {
             return Err(too_large());
         }
         let base = base as *mut u8;
-        let ptr = if huge { unsafe { base.add(base.align_offset(HUGE)) } } else { base };
+        let ptr = if huge {
+            unsafe { base.add(base.align_offset(HUGE)) }
+        } else {
+            base
+        };
         if huge {
             // Advice: without huge pages it is only slower.
-            unsafe { libc::madvise(ptr as *mut libc::c_void, len.next_multiple_of(HUGE).min(mapped - (ptr as usize - base as usize)), libc::MADV_HUGEPAGE) };
+            unsafe {
+                libc::madvise(
+                    ptr as *mut libc::c_void,
+                    len.next_multiple_of(HUGE).min(mapped - (ptr as usize - base as usize)),
+                    libc::MADV_HUGEPAGE,
+                )
+            };
         }
         Ok(Memory { ptr, len, mapped, base })
     }

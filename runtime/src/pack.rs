@@ -101,19 +101,32 @@ fn matrix(w: &Weight) -> (i64, i64) {
         Source::RopeTable { rows, dim, .. } => (*rows, dim / 2),
         Source::Tensors(parts) => {
             let columns = parts.first().map_or(1, |t| t.shape.iter().skip(1).product());
-            (parts.iter().map(|t| t.shape.first().copied().unwrap_or(1)).sum(), columns)
+            (
+                parts.iter().map(|t| t.shape.first().copied().unwrap_or(1)).sum(),
+                columns,
+            )
         }
     }
 }
 
 /// Are the tensors there, with the recipe's shapes?
 fn check(w: &Weight, checkpoint: &Checkpoint) -> Result<(), RuntimeError> {
-    let Source::Tensors(parts) = &w.source else { return Ok(()) };
+    let Source::Tensors(parts) = &w.source else {
+        return Ok(());
+    };
     for part in parts {
-        let wrong = |reason: String| RuntimeError::Tensor { name: part.name.clone(), reason };
-        let t = checkpoint.tensor(&part.name).ok_or_else(|| wrong(format!("{} has no such tensor", checkpoint.path().display())))?;
+        let wrong = |reason: String| RuntimeError::Tensor {
+            name: part.name.clone(),
+            reason,
+        };
+        let t = checkpoint
+            .tensor(&part.name)
+            .ok_or_else(|| wrong(format!("{} has no such tensor", checkpoint.path().display())))?;
         if t.shape != part.shape {
-            return Err(wrong(format!("has shape {:?}, the artefact wants {:?}; compile the model again", t.shape, part.shape)));
+            return Err(wrong(format!(
+                "has shape {:?}, the artefact wants {:?}; compile the model again",
+                t.shape, part.shape
+            )));
         }
         if part.scale.is_some() {
             return Err(wrong("a scaled weight is not supported by this version".to_string()));
@@ -130,7 +143,11 @@ fn in_place(w: &Weight, checkpoint: &Checkpoint) -> Option<WeightBuffer> {
         return None;
     }
     let offset = t.data.as_ptr() as usize - t.file.as_ptr() as usize;
-    Some(WeightBuffer::Mapped { file: t.file.clone(), offset, len: t.data.len() })
+    Some(WeightBuffer::Mapped {
+        file: t.file.clone(),
+        offset,
+        len: t.data.len(),
+    })
 }
 
 /// Fills rows `first..first + ROWS`. Different calls write different bytes.
@@ -145,7 +162,11 @@ fn make(w: &Weight, first: i64, buffer: &WeightBuffer, checkpoint: &Checkpoint) 
                 for i in 0..columns {
                     let angle = row as f64 * theta.powf(-2.0 * i as f64 / dim as f64);
                     let value = if sin { angle.sin() } else { angle.cos() };
-                    unsafe { (out as *mut f32).add((row * columns + i) as usize).write_unaligned(value as f32) };
+                    unsafe {
+                        (out as *mut f32)
+                            .add((row * columns + i) as usize)
+                            .write_unaligned(value as f32)
+                    };
                 }
             }
             return Ok(());
@@ -161,11 +182,21 @@ fn make(w: &Weight, first: i64, buffer: &WeightBuffer, checkpoint: &Checkpoint) 
         {
             let bytes = (columns * width(t.dtype)) as usize;
             let data = &t.data[(from - begin) as usize * bytes..(to - begin) as usize * bytes];
+            populate(&t, data);
             if !finite(data, t.dtype) {
                 let reason = "holds a NaN or an infinity; the checkpoint is damaged".to_string();
-                return Err(RuntimeError::Tensor { name: part.name.clone(), reason });
+                return Err(RuntimeError::Tensor {
+                    name: part.name.clone(),
+                    reason,
+                });
             }
-            let block = Block { data, dtype: t.dtype, first: from, rows: to - from, columns };
+            let block = Block {
+                data,
+                dtype: t.dtype,
+                first: from,
+                rows: to - from,
+                columns,
+            };
             match w.layout {
                 Layout::RowMajor => block.row_major(out, w.dtype),
                 Layout::Panels { pair } => block.panels(out, w.dtype, pair),
@@ -177,6 +208,20 @@ fn make(w: &Weight, first: i64, buffer: &WeightBuffer, checkpoint: &Checkpoint) 
     Ok(())
 }
 
+/// All pages of `data` in one call: faults one by one cost more than the packing.
+fn populate(t: &TensorView, data: &[u8]) {
+    let offset = (data.as_ptr() as usize - t.file.as_ptr() as usize) / 4096 * 4096;
+    let end = data.as_ptr() as usize + data.len() - t.file.as_ptr() as usize;
+    // Advice only (Linux 5.14); without it the pages come one by one.
+    unsafe {
+        libc::madvise(
+            t.file.as_ptr().add(offset) as *mut libc::c_void,
+            end - offset,
+            libc::MADV_POPULATE_READ,
+        )
+    };
+}
+
 /// The file's pages of `data` may go: they are clean and their content is packed.
 fn release(t: &TensorView, data: &[u8]) {
     let page = 4096;
@@ -184,17 +229,28 @@ fn release(t: &TensorView, data: &[u8]) {
     let end = (data.as_ptr() as usize + data.len() - t.file.as_ptr() as usize) / page * page;
     if start < end {
         // Advice only: what it refuses costs memory, nothing else.
-        unsafe { libc::madvise(t.file.as_ptr().add(start) as *mut libc::c_void, end - start, libc::MADV_DONTNEED) };
+        unsafe {
+            libc::madvise(
+                t.file.as_ptr().add(start) as *mut libc::c_void,
+                end - start,
+                libc::MADV_DONTNEED,
+            )
+        };
     }
 }
 
 /// No exponent is all ones.
 fn finite(data: &[u8], dtype: DType) -> bool {
-    let halves = |mask: u16| data.chunks_exact(2).fold(false, |bad, c| bad | (u16::from_le_bytes([c[0], c[1]]) & mask == mask));
+    let halves = |mask: u16| {
+        data.chunks_exact(2)
+            .fold(false, |bad, c| bad | (u16::from_le_bytes([c[0], c[1]]) & mask == mask))
+    };
     !match dtype {
         DType::BF16 => halves(0x7f80),
         DType::F16 => halves(0x7c00),
-        _ => data.chunks_exact(4).fold(false, |bad, c| bad | (u32::from_le_bytes([c[0], c[1], c[2], c[3]]) & 0x7f80_0000 == 0x7f80_0000)),
+        _ => data.chunks_exact(4).fold(false, |bad, c| {
+            bad | (u32::from_le_bytes([c[0], c[1], c[2], c[3]]) & 0x7f80_0000 == 0x7f80_0000)
+        }),
     }
 }
 
@@ -213,15 +269,24 @@ impl Block<'_> {
         match self.dtype {
             DType::BF16 => bf16::from_le_bytes(at2()).to_f32(),
             DType::F16 => f16::from_le_bytes(at2()).to_f32(),
-            _ => f32::from_le_bytes([self.data[4 * i], self.data[4 * i + 1], self.data[4 * i + 2], self.data[4 * i + 3]]),
+            _ => f32::from_le_bytes([
+                self.data[4 * i],
+                self.data[4 * i + 1],
+                self.data[4 * i + 2],
+                self.data[4 * i + 3],
+            ]),
         }
     }
 
     fn write(&self, out: *mut u8, at: usize, value: f32, dtype: DType) {
         unsafe {
             match dtype {
-                DType::BF16 => (out as *mut u16).add(at).write_unaligned(bf16::from_f32(value).to_bits()),
-                DType::F16 => (out as *mut u16).add(at).write_unaligned(f16::from_f32(value).to_bits()),
+                DType::BF16 => (out as *mut u16)
+                    .add(at)
+                    .write_unaligned(bf16::from_f32(value).to_bits()),
+                DType::F16 => (out as *mut u16)
+                    .add(at)
+                    .write_unaligned(f16::from_f32(value).to_bits()),
                 _ => (out as *mut f32).add(at).write_unaligned(value),
             }
         }
@@ -269,11 +334,12 @@ impl Block<'_> {
         let mut k = 0;
         while k + 16 <= whole {
             for (r, line) in block.iter_mut().enumerate() {
-                unsafe { std::ptr::copy_nonoverlapping(source.add(r * stride + 4 * k), line.as_mut_ptr() as *mut u8, 64) };
+                unsafe {
+                    std::ptr::copy_nonoverlapping(source.add(r * stride + 4 * k), line.as_mut_ptr() as *mut u8, 64)
+                };
             }
-            for u in 0..16 {
-                let line: [u32; 16] = std::array::from_fn(|r| block[r][u]);
-                unsafe { (target.add((k + u) * PANEL as usize) as *mut [u32; 16]).write_unaligned(line) };
+            for (u, line) in transposed(&block).iter().enumerate() {
+                unsafe { (target.add((k + u) * PANEL as usize) as *mut [u32; 16]).write_unaligned(*line) };
             }
             k += 16;
         }
@@ -286,4 +352,8 @@ impl Block<'_> {
             }
         }
     }
+}
+
+fn transposed(block: &[[u32; 16]; 16]) -> [[u32; 16]; 16] {
+    std::array::from_fn(|u| std::array::from_fn(|r| block[r][u]))
 }

@@ -54,11 +54,18 @@ impl Pool {
         for worker in 1..threads.max(1) {
             let shared = shared.clone();
             // Without the system's leave for another thread there is one less.
-            if let Ok(handle) = std::thread::Builder::new().name(format!("loopc-{worker}")).spawn(move || shared.serve(worker)) {
+            if let Ok(handle) = std::thread::Builder::new()
+                .name(format!("loopc-{worker}"))
+                .spawn(move || shared.serve(worker))
+            {
                 workers.push(handle);
             }
         }
-        Pool { shared, workers, job: Mutex::new(()) }
+        Pool {
+            shared,
+            workers,
+            job: Mutex::new(()),
+        }
     }
 
     /// Threads, the caller included.
@@ -124,7 +131,8 @@ impl Shared {
                 }
                 let guard = self.lock.lock().unwrap_or_else(|p| p.into_inner());
                 self.sleepers.fetch_add(1, Ordering::SeqCst);
-                let idle = |_: &mut ()| self.generation.load(Ordering::SeqCst) == seen && !self.stop.load(Ordering::SeqCst);
+                let idle =
+                    |_: &mut ()| self.generation.load(Ordering::SeqCst) == seen && !self.stop.load(Ordering::SeqCst);
                 drop(self.wake.wait_while(guard, idle));
                 self.sleepers.fetch_sub(1, Ordering::SeqCst);
             }

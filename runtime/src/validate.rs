@@ -21,9 +21,16 @@ pub fn validate(artefact: &Artefact) -> Result<(), String> {
         sound_weight(weight).map_err(|e| format!("weight {i}: {e}"))?;
     }
     for state in &header.states {
-        state.shape.iter().try_for_each(sound_size).map_err(|e| format!("state {}: {e}", state.name))?;
+        state
+            .shape
+            .iter()
+            .try_for_each(sound_size)
+            .map_err(|e| format!("state {}: {e}", state.name))?;
     }
-    header.entries.iter().try_for_each(|entry| sound_entry(header, entry).map_err(|e| format!("entry point {}: {e}", entry.name)))
+    header
+        .entries
+        .iter()
+        .try_for_each(|entry| sound_entry(header, entry).map_err(|e| format!("entry point {}: {e}", entry.name)))
 }
 
 fn sound_size(size: &Size) -> Result<(), String> {
@@ -36,14 +43,24 @@ fn sound_size(size: &Size) -> Result<(), String> {
 
 fn sound_weight(weight: &Weight) -> Result<(), String> {
     let product = |dims: &[i64]| {
-        dims.iter().try_fold(1i64, |acc, n| if *n < 0 { None } else { acc.checked_mul(*n).filter(|n| *n < LARGEST) })
+        dims.iter().try_fold(1i64, |acc, n| {
+            if *n < 0 {
+                None
+            } else {
+                acc.checked_mul(*n).filter(|n| *n < LARGEST)
+            }
+        })
     };
     match &weight.source {
         Source::RopeTable { rows, dim, .. } => {
-            product(&[*rows, *dim]).filter(|_| *rows > 0 && *dim > 0).ok_or("a rotary table out of range")?;
+            product(&[*rows, *dim])
+                .filter(|_| *rows > 0 && *dim > 0)
+                .ok_or("a rotary table out of range")?;
         }
         Source::Tensors(parts) => {
-            let Some(first) = parts.first() else { return Err("it has no tensors".to_string()) };
+            let Some(first) = parts.first() else {
+                return Err("it has no tensors".to_string());
+            };
             for part in parts {
                 product(&part.shape).ok_or(format!("{} is out of range", part.name))?;
                 if part.shape.get(1..) != first.shape.get(1..) {
@@ -81,7 +98,10 @@ fn sound_entry(header: &Header, entry: &Entry) -> Result<(), String> {
         port.shape.iter().try_for_each(sound_size)?;
     }
     for launch in &entry.launches {
-        launch.buffers.iter().try_for_each(|b| range("buffer", *b, entry.buffers.len()))?;
+        launch
+            .buffers
+            .iter()
+            .try_for_each(|b| range("buffer", *b, entry.buffers.len()))?;
         sound_size(&launch.scratch)?;
         for (size, block) in &launch.tiles {
             sound_size(size)?;

@@ -45,14 +45,28 @@ impl Checkpoint {
     /// `model.safetensors`, or the shards that `model.safetensors.index.json` names.
     pub fn open(folder: &Path) -> Result<Checkpoint, RuntimeError> {
         let index = folder.join("model.safetensors.index.json");
-        let (names, promised) = if index.exists() { shards(&index)? } else { (vec!["model.safetensors".to_string()], vec![]) };
-        let mut inner = Inner { folder: folder.to_path_buf(), files: vec![], tensors: BTreeMap::new() };
+        let (names, promised) = if index.exists() {
+            shards(&index)?
+        } else {
+            (vec!["model.safetensors".to_string()], vec![])
+        };
+        let mut inner = Inner {
+            folder: folder.to_path_buf(),
+            files: vec![],
+            tensors: BTreeMap::new(),
+        };
         for name in &names {
             inner.add(&folder.join(name))?;
         }
-        let absent: Vec<&String> = promised.iter().filter(|name| !inner.tensors.contains_key(*name)).collect();
+        let absent: Vec<&String> = promised
+            .iter()
+            .filter(|name| !inner.tensors.contains_key(*name))
+            .collect();
         if let Some(first) = absent.first() {
-            let reason = format!("it promises {} tensor(s) that no shard holds, such as {first}; download the folder again", absent.len());
+            let reason = format!(
+                "it promises {} tensor(s) that no shard holds, such as {first}; download the folder again",
+                absent.len()
+            );
             return Err(RuntimeError::File { path: index, reason });
         }
         Ok(Checkpoint { inner: Arc::new(inner) })
@@ -63,7 +77,11 @@ impl Checkpoint {
     }
 
     pub fn shapes(&self) -> BTreeMap<String, Vec<i64>> {
-        self.inner.tensors.iter().map(|(name, e)| (name.clone(), e.shape.clone())).collect()
+        self.inner
+            .tensors
+            .iter()
+            .map(|(name, e)| (name.clone(), e.shape.clone()))
+            .collect()
     }
 
     pub fn dtype(&self, name: &str) -> Option<DType> {
@@ -73,22 +91,36 @@ impl Checkpoint {
     pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
         let e = self.inner.tensors.get(name)?;
         let file = &self.inner.files[e.file];
-        Some(TensorView { shape: &e.shape, dtype: e.dtype, data: &file[e.start..e.end], file })
+        Some(TensorView {
+            shape: &e.shape,
+            dtype: e.dtype,
+            data: &file[e.start..e.end],
+            file,
+        })
     }
 }
 
 /// The shards' file names and the tensors that the index promises.
 fn shards(index: &Path) -> Result<(Vec<String>, Vec<String>), RuntimeError> {
-    let failed = |reason: String| RuntimeError::File { path: index.to_path_buf(), reason };
+    let failed = |reason: String| RuntimeError::File {
+        path: index.to_path_buf(),
+        reason,
+    };
     let text = std::fs::read_to_string(index).map_err(|e| failed(format!("cannot read it: {e}")))?;
     let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| failed(format!("not JSON: {e}")))?;
-    let map = json["weight_map"].as_object().ok_or_else(|| failed("it has no `weight_map`".to_string()))?;
+    let map = json["weight_map"]
+        .as_object()
+        .ok_or_else(|| failed("it has no `weight_map`".to_string()))?;
     let mut names = vec![];
     for (tensor, file) in map {
         match file.as_str() {
             // A shard lies in the folder itself.
             Some(file) if !file.is_empty() && !file.contains(['/', '\\']) => names.push(file.to_string()),
-            _ => return Err(failed(format!("the file of {tensor} is {file}, wants a name in this folder"))),
+            _ => {
+                return Err(failed(format!(
+                    "the file of {tensor} is {file}, wants a name in this folder"
+                )));
+            }
         }
     }
     names.sort();
@@ -98,10 +130,15 @@ fn shards(index: &Path) -> Result<(Vec<String>, Vec<String>), RuntimeError> {
 
 impl Inner {
     fn add(&mut self, path: &Path) -> Result<(), RuntimeError> {
-        let failed = |reason: String| RuntimeError::File { path: path.to_path_buf(), reason };
+        let failed = |reason: String| RuntimeError::File {
+            path: path.to_path_buf(),
+            reason,
+        };
         let file = File::open(path).map_err(|e| failed(format!("cannot open it: {e}")))?;
         if file.metadata().map_err(|e| failed(e.to_string()))?.len() < 8 {
-            return Err(failed("too short for a safetensors file; download it again".to_string()));
+            return Err(failed(
+                "too short for a safetensors file; download it again".to_string(),
+            ));
         }
         let map = unsafe { Mmap::map(&file) }.map_err(|e| failed(format!("cannot map it: {e}")))?;
         let (header, metadata) = SafeTensors::read_metadata(&map)
@@ -112,15 +149,27 @@ impl Inner {
                 Dtype::F32 => DType::F32,
                 Dtype::BF16 => DType::BF16,
                 Dtype::F16 => DType::F16,
-                other => return Err(failed(format!("tensor {name} is {other:?}; f32, f16 and bf16 are supported"))),
+                other => {
+                    return Err(failed(format!(
+                        "tensor {name} is {other:?}; f32, f16 and bf16 are supported"
+                    )));
+                }
             };
             let (start, end) = (data + info.data_offsets.0, data + info.data_offsets.1);
             let elements = info.shape.iter().try_fold(1usize, |acc, n| acc.checked_mul(*n));
             let width = if dtype == DType::F32 { 4 } else { 2 };
             if elements.and_then(|n| n.checked_mul(width)) != end.checked_sub(start) || end > map.len() {
-                return Err(failed(format!("tensor {name}: its bytes are not its shape's; the file is truncated or its header is wrong")));
+                return Err(failed(format!(
+                    "tensor {name}: its bytes are not its shape's; the file is truncated or its header is wrong"
+                )));
             }
-            let entry = Entry { file: self.files.len(), shape: info.shape.iter().map(|n| *n as i64).collect(), dtype, start, end };
+            let entry = Entry {
+                file: self.files.len(),
+                shape: info.shape.iter().map(|n| *n as i64).collect(),
+                dtype,
+                start,
+                end,
+            };
             if self.tensors.insert(name.clone(), entry).is_some() {
                 return Err(failed(format!("tensor {name} is in two shards")));
             }
@@ -132,12 +181,16 @@ impl Inner {
 
 /// Writes f32 tensors (name, shape, little-endian bytes): beside the file first, then renamed.
 pub fn write_safetensors(path: &Path, tensors: &[(&str, &Vec<usize>, &Vec<u8>)]) -> Result<(), RuntimeError> {
-    let failed = |reason: String| RuntimeError::File { path: path.to_path_buf(), reason };
+    let failed = |reason: String| RuntimeError::File {
+        path: path.to_path_buf(),
+        reason,
+    };
     let views = tensors
         .iter()
         .map(|(name, shape, data)| {
             let view = safetensors::tensor::TensorView::new(Dtype::F32, shape.to_vec(), data);
-            view.map(|v| (name.to_string(), v)).map_err(|e| failed(format!("tensor {name}: {e}")))
+            view.map(|v| (name.to_string(), v))
+                .map_err(|e| failed(format!("tensor {name}: {e}")))
         })
         .collect::<Result<Vec<_>, _>>()?;
     let bytes = safetensors::serialize(views, None).map_err(|e| failed(e.to_string()))?;
@@ -146,8 +199,13 @@ pub fn write_safetensors(path: &Path, tensors: &[(&str, &Vec<usize>, &Vec<u8>)])
 
 /// All or nothing: a temporary file beside `path`, flushed to disk, then renamed.
 pub(crate) fn write_whole(path: &Path, parts: &[&[u8]]) -> Result<(), RuntimeError> {
-    let failed = |e: std::io::Error| RuntimeError::File { path: path.to_path_buf(), reason: format!("cannot write it: {e}") };
-    let name = path.file_name().ok_or_else(|| failed(std::io::Error::from(std::io::ErrorKind::InvalidInput)))?;
+    let failed = |e: std::io::Error| RuntimeError::File {
+        path: path.to_path_buf(),
+        reason: format!("cannot write it: {e}"),
+    };
+    let name = path
+        .file_name()
+        .ok_or_else(|| failed(std::io::Error::from(std::io::ErrorKind::InvalidInput)))?;
     let temporary = path.with_file_name(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
     let write = || {
         let mut file = File::create(&temporary)?;

@@ -44,7 +44,12 @@ pub struct Columns {
 
 impl Columns {
     pub fn new(first: Val, mask: Option<Val>, acc: Option<Val>) -> Columns {
-        Columns { first, mask, acc, values: HashMap::new() }
+        Columns {
+            first,
+            mask,
+            acc,
+            values: HashMap::new(),
+        }
     }
 }
 
@@ -68,7 +73,13 @@ impl<'k> Body<'k> {
                 (*name, e.load(slot, Ty::scalar(Elem::I64)))
             })
             .collect();
-        let mut body = Body { kernel, lanes, args, symbols, varies: vec![] };
+        let mut body = Body {
+            kernel,
+            lanes,
+            args,
+            symbols,
+            varies: vec![],
+        };
         for expr in &kernel.exprs {
             let varies = body.expr_varies(expr);
             body.varies.push(varies);
@@ -112,7 +123,9 @@ impl<'k> Body<'k> {
         let mut value = None;
         for s in &size.syms {
             let known = self.symbols.iter().find(|(name, _)| name == s);
-            let v = known.unwrap_or_else(|| panic!("kernel {}: no symbol {s}", self.kernel.name)).1;
+            let v = known
+                .unwrap_or_else(|| panic!("kernel {}: no symbol {s}", self.kernel.name))
+                .1;
             value = Some(value.map_or(v, |acc| e.mul(acc, v)));
         }
         match (value, size.coef) {
@@ -156,7 +169,11 @@ impl<'k> Body<'k> {
     }
 
     pub fn point(&self, index: Vec<Val>) -> Point {
-        Point { index, reduced: HashMap::new(), uniform: HashMap::new() }
+        Point {
+            index,
+            reduced: HashMap::new(),
+            uniform: HashMap::new(),
+        }
     }
 
     /// `offset + sum(index * stride)` over the given strides, i64.
@@ -286,7 +303,9 @@ impl<'k> Body<'k> {
                     let first = e.broadcast(first, self.lanes);
                     e.add(first, lane)
                 }
-                Expr::Acc => cols.acc.unwrap_or_else(|| panic!("kernel {}: no accumulator", self.kernel.name)),
+                Expr::Acc => cols
+                    .acc
+                    .unwrap_or_else(|| panic!("kernel {}: no accumulator", self.kernel.name)),
                 Expr::Unary(op, a) => {
                     let a = self.vector(e, point, cols, *a);
                     unary(e, *op, a)
@@ -312,7 +331,9 @@ impl<'k> Body<'k> {
             Stage::Reduce { value, .. } => self.hoist_expr(e, point, *value),
             Stage::Store { to, value, when } => {
                 self.hoist_expr(e, point, *value);
-                when.iter().chain(to.indirect.as_ref().map(|(id, _)| id)).for_each(|id| self.hoist_expr(e, point, *id));
+                when.iter()
+                    .chain(to.indirect.as_ref().map(|(id, _)| id))
+                    .for_each(|id| self.hoist_expr(e, point, *id));
             }
         }
     }
@@ -342,7 +363,15 @@ impl<'k> Body<'k> {
     }
 
     /// Stores a vector of columns; `when` masks lanes off.
-    pub fn store_vector(&self, e: &mut Emit, point: &mut Point, cols: &mut Columns, to: &Access, value: Val, when: Option<Val>) {
+    pub fn store_vector(
+        &self,
+        e: &mut Emit,
+        point: &mut Point,
+        cols: &mut Columns,
+        to: &Access,
+        value: Val,
+        when: Option<Val>,
+    ) {
         let dtype = self.kernel.args[to.arg].dtype;
         let ptr = self.pointers(e, point, cols, to, memory(dtype));
         let raw = narrow(e, value, dtype);

@@ -9,7 +9,7 @@ use ir::plan::{Kernel, Reduction, Stage};
 
 use super::Target;
 use super::expr::{Body, Columns, Point};
-use crate::mlir::emit::{Emit, Ty, Val, Elem};
+use crate::mlir::emit::{Elem, Emit, Ty, Val};
 
 pub fn emit(kernel: &Kernel, target: &Target) -> String {
     let mut e = Emit::default();
@@ -42,7 +42,10 @@ fn stages(e: &mut Emit, body: &Body, point: &mut Point) {
                 i += 1;
             }
             Stage::Store { .. } => {
-                let group: Vec<&Stage> = stages[i..].iter().take_while(|s| matches!(s, Stage::Store { .. })).collect();
+                let group: Vec<&Stage> = stages[i..]
+                    .iter()
+                    .take_while(|s| matches!(s, Stage::Store { .. }))
+                    .collect();
                 i += group.len();
                 group.iter().for_each(|s| body.hoist(e, point, s));
                 store(e, body, point, &group);
@@ -116,8 +119,12 @@ fn store(e: &mut Emit, body: &Body, point: &mut Point, group: &[&Stage]) {
     let column = body.kernel.outer.len();
     let mut vectors = vec![];
     for stage in group {
-        let Stage::Store { to, value, when } = stage else { continue };
-        if !body.single_column() && (to.strides[column].coef != 0 || to.indirect.as_ref().is_some_and(|(id, _)| body.varies(*id))) {
+        let Stage::Store { to, value, when } = stage else {
+            continue;
+        };
+        if !body.single_column()
+            && (to.strides[column].coef != 0 || to.indirect.as_ref().is_some_and(|(id, _)| body.varies(*id)))
+        {
             vectors.push((to, *value, *when));
             continue;
         }

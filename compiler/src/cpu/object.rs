@@ -5,8 +5,10 @@ use inkwell::attributes::{Attribute, AttributeLoc};
 use inkwell::context::Context;
 use inkwell::module::Module;
 use inkwell::passes::PassBuilderOptions;
+use inkwell::targets::{
+    CodeModel, FileType, InitializationConfig, RelocMode, Target as LlvmTarget, TargetMachine, TargetTriple,
+};
 use inkwell::values::AnyValue;
-use inkwell::targets::{CodeModel, FileType, InitializationConfig, RelocMode, Target as LlvmTarget, TargetMachine, TargetTriple};
 
 use super::{CodeError, Compiled, Target};
 use crate::mlir::lower::lower;
@@ -38,7 +40,11 @@ pub fn compile(functions: Vec<(String, String)>, target: &Target, texts: bool) -
         false => vec![],
     };
     let mlir = if texts { functions } else { vec![] };
-    Ok(Compiled { object: object.as_slice().to_vec(), mlir, llvm })
+    Ok(Compiled {
+        object: object.as_slice().to_vec(),
+        mlir,
+        llvm,
+    })
 }
 
 fn machine(target: &Target) -> Result<TargetMachine, CodeError> {

@@ -17,15 +17,45 @@ pub struct Target {
 }
 
 const V3: &[&str] = &["avx2", "fma", "f16c", "bmi2"];
-const V4: &[&str] = &["avx2", "fma", "f16c", "bmi2", "avx512f", "avx512bw", "avx512dq", "avx512vl"];
-const V4_BF16: &[&str] = &["avx2", "fma", "f16c", "bmi2", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512bf16"];
+const V4: &[&str] = &[
+    "avx2", "fma", "f16c", "bmi2", "avx512f", "avx512bw", "avx512dq", "avx512vl",
+];
+const V4_BF16: &[&str] = &[
+    "avx2",
+    "fma",
+    "f16c",
+    "bmi2",
+    "avx512f",
+    "avx512bw",
+    "avx512dq",
+    "avx512vl",
+    "avx512bf16",
+];
 
 impl Target {
     /// From the least to the most capable.
     pub const ALL: &[Target] = &[
-        Target { name: "x86-64-v3", cpu: "x86-64-v3", features: V3, lanes: 8, bf16_dot: false },
-        Target { name: "x86-64-v4", cpu: "x86-64-v4", features: V4, lanes: 16, bf16_dot: false },
-        Target { name: "x86-64-v4+bf16", cpu: "x86-64-v4", features: V4_BF16, lanes: 16, bf16_dot: true },
+        Target {
+            name: "x86-64-v3",
+            cpu: "x86-64-v3",
+            features: V3,
+            lanes: 8,
+            bf16_dot: false,
+        },
+        Target {
+            name: "x86-64-v4",
+            cpu: "x86-64-v4",
+            features: V4,
+            lanes: 16,
+            bf16_dot: false,
+        },
+        Target {
+            name: "x86-64-v4+bf16",
+            cpu: "x86-64-v4",
+            features: V4_BF16,
+            lanes: 16,
+            bf16_dot: true,
+        },
     ];
 
     /// `native` is this machine's best.
@@ -35,7 +65,10 @@ impl Target {
         }
         Target::ALL.iter().find(|t| t.name == name).cloned().ok_or_else(|| {
             let names: Vec<&str> = Target::ALL.iter().map(|t| t.name).collect();
-            CodeError(format!("there is no target `{name}`; choose native, {}", names.join(", ")))
+            CodeError(format!(
+                "there is no target `{name}`; choose native, {}",
+                names.join(", ")
+            ))
         })
     }
 
@@ -53,6 +86,10 @@ impl Target {
 
     /// As LLVM wants them.
     pub fn llvm_features(&self) -> String {
-        self.features.iter().map(|f| format!("+{f}")).collect::<Vec<_>>().join(",")
+        self.features
+            .iter()
+            .map(|f| format!("+{f}"))
+            .collect::<Vec<_>>()
+            .join(",")
     }
 }

@@ -35,7 +35,18 @@ pub fn exp(e: &mut Emit, x: Val) -> Val {
     let (hi, lo) = (e.f32(-0.693_359_4, ty), e.f32(2.121_944_4e-4, ty));
     let r = e.fma(n, hi, inside);
     let r = e.fma(n, lo, r);
-    let p = polynomial(e, r, &[1.987_569_2e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_6e-1, 0.5]);
+    let p = polynomial(
+        e,
+        r,
+        &[
+            1.987_569_2e-4,
+            1.398_199_9e-3,
+            8.333_452e-3,
+            4.166_579_6e-2,
+            1.666_666_6e-1,
+            0.5,
+        ],
+    );
     let square = e.mul(r, r);
     let p = e.fma(p, square, r);
     let one = e.f32(1.0, ty);

@@ -124,7 +124,11 @@ impl Emit {
 
     fn fresh(&mut self, ty: Ty) -> Val {
         self.next += 1;
-        Val { id: self.next - 1, part: None, ty }
+        Val {
+            id: self.next - 1,
+            part: None,
+            ty,
+        }
     }
 
     fn op(&mut self, ty: Ty, text: &str) -> Val {
@@ -173,7 +177,11 @@ impl Emit {
     pub fn f32(&mut self, x: f32, ty: Ty) -> Val {
         let text = if x.is_finite() && x.abs() < 1e9 && (x == 0.0 || x.abs() > 1e-4) && x.is_sign_positive() {
             let text = format!("{x:?}");
-            if text.parse() == Ok(x) && text.contains('.') { text } else { format!("0x{:08X}", x.to_bits()) }
+            if text.parse() == Ok(x) && text.contains('.') {
+                text
+            } else {
+                format!("0x{:08X}", x.to_bits())
+            }
         } else {
             format!("0x{:08X}", x.to_bits())
         };
@@ -184,7 +192,11 @@ impl Emit {
     }
 
     pub fn zero(&mut self, ty: Ty) -> Val {
-        if ty.is_float() { self.f32(0.0, ty) } else { self.int(0, ty) }
+        if ty.is_float() {
+            self.f32(0.0, ty)
+        } else {
+            self.int(0, ty)
+        }
     }
 
     // Arithmetic: the operation follows from the operands' type.
@@ -263,12 +275,19 @@ impl Emit {
     }
 
     pub fn select(&mut self, c: Val, a: Val, b: Val) -> Val {
-        let types = if c.ty.lanes == 0 { a.ty.to_string() } else { format!("{}, {}", c.ty, a.ty) };
+        let types = if c.ty.lanes == 0 {
+            a.ty.to_string()
+        } else {
+            format!("{}, {}", c.ty, a.ty)
+        };
         self.op(a.ty, &format!("arith.select {c}, {a}, {b} : {types}"))
     }
 
     pub fn fma(&mut self, a: Val, b: Val, c: Val) -> Val {
-        self.op(c.ty, &format!("llvm.intr.fma({a}, {b}, {c}) : ({0}, {0}, {0}) -> {0}", c.ty))
+        self.op(
+            c.ty,
+            &format!("llvm.intr.fma({a}, {b}, {c}) : ({0}, {0}, {0}) -> {0}", c.ty),
+        )
     }
 
     pub fn sqrt(&mut self, a: Val) -> Val {
@@ -317,7 +336,11 @@ impl Emit {
 
     /// The same bits.
     pub fn bitcast(&mut self, a: Val, ty: Ty) -> Val {
-        let op = if a.ty.lanes == 0 { "arith.bitcast" } else { "vector.bitcast" };
+        let op = if a.ty.lanes == 0 {
+            "arith.bitcast"
+        } else {
+            "vector.bitcast"
+        };
         self.op(ty, &format!("{op} {a} : {} to {ty}", a.ty))
     }
 
@@ -348,7 +371,13 @@ impl Emit {
         let ty = Ty::scalar(a.ty.elem);
         let zero = self.f32(0.0, ty);
         let flags = "<{fastmathFlags = #llvm.fastmath<reassoc>}>";
-        self.op(ty, &format!("\"llvm.intr.vector.reduce.fadd\"({zero}, {a}) {flags} : ({ty}, {}) -> {ty}", a.ty))
+        self.op(
+            ty,
+            &format!(
+                "\"llvm.intr.vector.reduce.fadd\"({zero}, {a}) {flags} : ({ty}, {}) -> {ty}",
+                a.ty
+            ),
+        )
     }
 
     pub fn reduce_max(&mut self, a: Val) -> Val {
@@ -359,49 +388,89 @@ impl Emit {
     /// acc + the sums of pairs of products: 16 lanes of f32 from 32 of bf16 (AVX-512 BF16).
     pub fn dot_bf16(&mut self, acc: Val, a: Val, b: Val) -> Val {
         let name = "llvm.x86.avx512bf16.dpbf16ps.512";
-        self.op(acc.ty, &format!("llvm.call_intrinsic \"{name}\"({acc}, {a}, {b}) : ({0}, {1}, {1}) -> {0}", acc.ty, a.ty))
+        self.op(
+            acc.ty,
+            &format!(
+                "llvm.call_intrinsic \"{name}\"({acc}, {a}, {b}) : ({0}, {1}, {1}) -> {0}",
+                acc.ty, a.ty
+            ),
+        )
     }
 
     // Memory. Pointers are untyped; indices count elements.
 
     /// `base + index` elements; a vector of indices gives a vector of pointers.
     pub fn at(&mut self, base: Val, index: Val, elem: Elem) -> Val {
-        let ty = Ty { elem: Elem::Ptr, lanes: index.ty.lanes };
-        self.op(ty, &format!("llvm.getelementptr {base}[{index}] : ({}, {}) -> {ty}, {}", base.ty, index.ty, elem.name()))
+        let ty = Ty {
+            elem: Elem::Ptr,
+            lanes: index.ty.lanes,
+        };
+        self.op(
+            ty,
+            &format!(
+                "llvm.getelementptr {base}[{index}] : ({}, {}) -> {ty}, {}",
+                base.ty,
+                index.ty,
+                elem.name()
+            ),
+        )
     }
 
     pub fn load(&mut self, ptr: Val, ty: Ty) -> Val {
-        self.op(ty, &format!("llvm.load {ptr} {{alignment = {} : i64}} : !llvm.ptr -> {ty}", ty.elem.bytes()))
+        self.op(
+            ty,
+            &format!(
+                "llvm.load {ptr} {{alignment = {} : i64}} : !llvm.ptr -> {ty}",
+                ty.elem.bytes()
+            ),
+        )
     }
 
     pub fn store(&mut self, value: Val, ptr: Val) {
         let bytes = value.ty.elem.bytes();
-        self.line(&format!("llvm.store {value}, {ptr} {{alignment = {bytes} : i64}} : {}, !llvm.ptr", value.ty));
+        self.line(&format!(
+            "llvm.store {value}, {ptr} {{alignment = {bytes} : i64}} : {}, !llvm.ptr",
+            value.ty
+        ));
     }
 
     /// Zero where the mask is off.
     pub fn masked_load(&mut self, ptr: Val, mask: Val, ty: Ty) -> Val {
         let zero = self.zero(ty);
         let align = format!("{{alignment = {} : i32}}", ty.elem.bytes());
-        self.op(ty, &format!("llvm.intr.masked.load {ptr}, {mask}, {zero} {align} : (!llvm.ptr, {}, {ty}) -> {ty}", mask.ty))
+        self.op(
+            ty,
+            &format!(
+                "llvm.intr.masked.load {ptr}, {mask}, {zero} {align} : (!llvm.ptr, {}, {ty}) -> {ty}",
+                mask.ty
+            ),
+        )
     }
 
     pub fn masked_store(&mut self, value: Val, ptr: Val, mask: Val) {
         let align = format!("{{alignment = {} : i32}}", value.ty.elem.bytes());
-        self.line(&format!("llvm.intr.masked.store {value}, {ptr}, {mask} {align} : {}, {} into !llvm.ptr", value.ty, mask.ty));
+        self.line(&format!(
+            "llvm.intr.masked.store {value}, {ptr}, {mask} {align} : {}, {} into !llvm.ptr",
+            value.ty, mask.ty
+        ));
     }
 
     pub fn gather(&mut self, ptrs: Val, mask: Val, ty: Ty) -> Val {
         let zero = self.zero(ty);
         let align = format!("{{alignment = {} : i32}}", ty.elem.bytes());
         let types = format!("({}, {}, {ty}) -> {ty}", ptrs.ty, mask.ty);
-        self.op(ty, &format!("llvm.intr.masked.gather {ptrs}, {mask}, {zero} {align} : {types}"))
+        self.op(
+            ty,
+            &format!("llvm.intr.masked.gather {ptrs}, {mask}, {zero} {align} : {types}"),
+        )
     }
 
     pub fn scatter(&mut self, value: Val, ptrs: Val, mask: Val) {
         let align = format!("{{alignment = {} : i32}}", value.ty.elem.bytes());
         let types = format!("{}, {} into {}", value.ty, mask.ty, ptrs.ty);
-        self.line(&format!("llvm.intr.masked.scatter {value}, {ptrs}, {mask} {align} : {types}"));
+        self.line(&format!(
+            "llvm.intr.masked.scatter {value}, {ptrs}, {mask} {align} : {types}"
+        ));
     }
 
     /// Into all caches, for reading.
@@ -426,10 +495,18 @@ impl Emit {
         let iv = self.fresh(Ty::scalar(Elem::I64));
         let carried: Vec<Val> = init.iter().map(|v| self.fresh(v.ty)).collect();
         let types = init.iter().map(|v| v.ty.to_string()).collect::<Vec<_>>().join(", ");
-        let pairs = carried.iter().zip(init).map(|(c, v)| format!("{c} = {v}")).collect::<Vec<_>>().join(", ");
+        let pairs = carried
+            .iter()
+            .zip(init)
+            .map(|(c, v)| format!("{c} = {v}"))
+            .collect::<Vec<_>>()
+            .join(", ");
         let (head, args) = match init.len() {
             0 => (String::new(), String::new()),
-            n => (format!("%{}:{n} = ", result.id), format!(" iter_args({pairs}) -> ({types})")),
+            n => (
+                format!("%{}:{n} = ", result.id),
+                format!(" iter_args({pairs}) -> ({types})"),
+            ),
         };
         self.line(&format!("{head}scf.for {iv} = {lo} to {hi} step {step}{args} : i64 {{"));
         self.depth += 1;
@@ -441,7 +518,14 @@ impl Emit {
         }
         self.depth -= 1;
         self.line("}");
-        init.iter().enumerate().map(|(i, v)| Val { id: result.id, part: Some(i), ty: v.ty }).collect()
+        init.iter()
+            .enumerate()
+            .map(|(i, v)| Val {
+                id: result.id,
+                part: Some(i),
+                ty: v.ty,
+            })
+            .collect()
     }
 
     /// `if c { then } else { init }`: `then` may replace the carried values.
@@ -465,6 +549,13 @@ impl Emit {
         }
         self.depth -= 1;
         self.line("}");
-        init.iter().enumerate().map(|(i, v)| Val { id: result.id, part: Some(i), ty: v.ty }).collect()
+        init.iter()
+            .enumerate()
+            .map(|(i, v)| Val {
+                id: result.id,
+                part: Some(i),
+                ty: v.ty,
+            })
+            .collect()
     }
 }

@@ -115,9 +115,20 @@ impl KernelBuilder {
     }
 
     /// An access to a view by strides per dimension of the shape.
-    pub fn access(&mut self, view: &View, by_dimension: &[Size], indirect: Option<(ExprId, Size)>, written: bool) -> Access {
+    pub fn access(
+        &mut self,
+        view: &View,
+        by_dimension: &[Size],
+        indirect: Option<(ExprId, Size)>,
+        written: bool,
+    ) -> Access {
         let arg = self.arg(view.buffer, view.dtype, written);
-        Access { arg, offset: view.offset.clone(), strides: self.strides(by_dimension), indirect }
+        Access {
+            arg,
+            offset: view.offset.clone(),
+            strides: self.strides(by_dimension),
+            indirect,
+        }
     }
 
     pub fn load(&mut self, view: &View, by_dimension: &[Size], indirect: Option<(ExprId, Size)>) -> ExprId {
@@ -143,7 +154,14 @@ impl KernelBuilder {
         self.store_at(to, &strides, None, value, None);
     }
 
-    pub fn store_at(&mut self, to: &View, strides: &[Size], indirect: Option<(ExprId, Size)>, value: ExprId, when: Option<ExprId>) {
+    pub fn store_at(
+        &mut self,
+        to: &View,
+        strides: &[Size],
+        indirect: Option<(ExprId, Size)>,
+        value: ExprId,
+        when: Option<ExprId>,
+    ) {
         let to = self.access(to, strides, indirect, true);
         self.stages.push(Stage::Store { to, value, when });
     }
@@ -152,7 +170,21 @@ impl KernelBuilder {
     pub fn finish(self, contraction: Option<Contraction>) -> (Kernel, Launch) {
         let mut outer = self.sizes;
         let cols = outer.pop().unwrap_or_else(Size::one);
-        let kernel = Kernel { name: self.name, args: self.args, outer, cols, contraction, exprs: self.exprs, stages: self.stages };
-        (kernel, Launch { kernel: usize::MAX, args: self.buffers })
+        let kernel = Kernel {
+            name: self.name,
+            args: self.args,
+            outer,
+            cols,
+            contraction,
+            exprs: self.exprs,
+            stages: self.stages,
+        };
+        (
+            kernel,
+            Launch {
+                kernel: usize::MAX,
+                args: self.buffers,
+            },
+        )
     }
 }

@@ -18,7 +18,10 @@ pub struct Uses {
 }
 
 pub fn uses(f: &Function) -> Uses {
-    let mut uses = Uses { count: HashMap::new(), all_elementwise: HashMap::new() };
+    let mut uses = Uses {
+        count: HashMap::new(),
+        all_elementwise: HashMap::new(),
+    };
     let mut read = |v: ValueId, elementwise: bool| {
         *uses.count.entry(v).or_insert(0) += 1;
         *uses.all_elementwise.entry(v).or_insert(true) &= elementwise;
@@ -138,8 +141,16 @@ impl Scheduler<'_> {
     /// Which keys a row sees; dimensions are aligned at the end of the kernel's shape.
     fn mask(&mut self, frame: &mut Frame, k: &mut KernelBuilder, op: &Op, rank: usize) -> Result<ExprId, PassError> {
         let own = frame.f.ty(op.results[0]).shape.clone();
-        let t = if own[own.len() - 2].size().as_const() == Some(1) { k.int(0) } else { k.index(rank - 2) };
-        let j = if own[own.len() - 1].size().as_const() == Some(1) { k.int(0) } else { k.index(rank - 1) };
+        let t = if own[own.len() - 2].size().as_const() == Some(1) {
+            k.int(0)
+        } else {
+            k.index(rank - 2)
+        };
+        let j = if own[own.len() - 1].size().as_const() == Some(1) {
+            k.int(0)
+        } else {
+            k.index(rank - 1)
+        };
         let mut p = t;
         if let Some(start) = op.operands.first() {
             let start = self.view(frame, *start)?;

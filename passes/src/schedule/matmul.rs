@@ -55,10 +55,15 @@ impl Scheduler<'_> {
         let has = |d: usize| d + b.shape.len() >= rank && b.shape[d + b.shape.len() - rank].as_const() != Some(1);
         let batch = (0..rank - 2).rev().find(|d| has(*d)).map_or(0, |d| d + 1);
         let kept = to.shape[..batch].iter().filter(|n| n.as_const() != Some(1)).count();
-        let mut builder = KernelBuilder::keeping_columns(if k_contiguous { "matmul_keys" } else { "matmul_values" }, &to.shape);
+        let mut builder =
+            KernelBuilder::keeping_columns(if k_contiguous { "matmul_keys" } else { "matmul_values" }, &to.shape);
         let arg = builder.arg(b.buffer, b.dtype, false);
         let real = |list: &[Size]| -> Vec<Size> {
-            list.iter().zip(&to.shape).filter(|(_, n)| n.as_const() != Some(1)).map(|(s, _)| s.clone()).collect()
+            list.iter()
+                .zip(&to.shape)
+                .filter(|(_, n)| n.as_const() != Some(1))
+                .map(|(s, _)| s.clone())
+                .collect()
         };
         let mut strides = real(&b_strides[..batch]);
         let (k_stride, n_stride) = (&b.strides[b.strides.len() - 2], &b.strides[b.strides.len() - 1]);
@@ -85,7 +90,12 @@ impl Scheduler<'_> {
         builder.store_at(to, &strides, None, acc, None);
         let (mut kernel, launch) = builder.finish(None);
         merge_rows(&mut kernel, &mut access, batch);
-        kernel.contraction = Some(Contraction { batch, k: k.clone(), a: access, b });
+        kernel.contraction = Some(Contraction {
+            batch,
+            k: k.clone(),
+            a: access,
+            b,
+        });
         self.launch((kernel, launch));
     }
 }

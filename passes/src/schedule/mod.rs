@@ -21,9 +21,22 @@ use view::{View, sizes};
 
 /// The plan of one entry point.
 pub fn schedule(module: &Module, entry: &str) -> Result<Plan, PassError> {
-    let f = module.function(entry).ok_or_else(|| PassError(format!("the graph has no function @{entry}")))?;
-    let plan = Plan { entry: entry.to_string(), buffers: vec![], kernels: vec![], launches: vec![] };
-    let mut s = Scheduler { module, plan, kernels: HashMap::new(), named: HashMap::new(), shared: HashMap::new() };
+    let f = module
+        .function(entry)
+        .ok_or_else(|| PassError(format!("the graph has no function @{entry}")))?;
+    let plan = Plan {
+        entry: entry.to_string(),
+        buffers: vec![],
+        kernels: vec![],
+        launches: vec![],
+    };
+    let mut s = Scheduler {
+        module,
+        plan,
+        kernels: HashMap::new(),
+        named: HashMap::new(),
+        shared: HashMap::new(),
+    };
     let mut inputs = vec![];
     for (v, param) in &f.params {
         if let Param::Input(name) = param {
@@ -70,7 +83,12 @@ pub(crate) struct Frame<'f> {
 
 impl<'m> Scheduler<'m> {
     fn buffer(&mut self, name: &str, ty: &TensorType, kind: BufferKind) -> usize {
-        self.plan.buffers.push(Buffer { name: name.to_string(), dtype: ty.dtype, shape: sizes(&ty.shape), kind });
+        self.plan.buffers.push(Buffer {
+            name: name.to_string(),
+            dtype: ty.dtype,
+            shape: sizes(&ty.shape),
+            kind,
+        });
         self.plan.buffers.len() - 1
     }
 
@@ -92,7 +110,10 @@ impl<'m> Scheduler<'m> {
 
     /// A checkpoint tensor in memory, packed or as it is.
     fn weight(&mut self, name: &str, ty: &TensorType, packed: bool) -> View {
-        let kind = BufferKind::Weight(WeightRecipe::Tensors { names: vec![name.to_string()], packed });
+        let kind = BufferKind::Weight(WeightRecipe::Tensors {
+            names: vec![name.to_string()],
+            packed,
+        });
         let buffer = self.shared_buffer(format!("{name} {} {packed}", ty.dtype), name, ty, kind);
         View::whole(buffer, ty.dtype, sizes(&ty.shape))
     }
@@ -100,43 +121,68 @@ impl<'m> Scheduler<'m> {
     fn rope_table(&mut self, rows: i64, dim: i64, theta: f64, sin: bool) -> View {
         let name = if sin { "sin" } else { "cos" };
         let ty = TensorType::new([rows, dim / 2], DType::F32);
-        let recipe = WeightRecipe::RopeTable { rows, dim, theta_bits: theta.to_bits(), sin };
+        let recipe = WeightRecipe::RopeTable {
+            rows,
+            dim,
+            theta_bits: theta.to_bits(),
+            sin,
+        };
         let buffer = self.shared_buffer(format!("{recipe:?}"), name, &ty, BufferKind::Weight(recipe));
         View::whole(buffer, DType::F32, sizes(&ty.shape))
     }
 
     fn launch(&mut self, kernel: (Kernel, Launch)) {
         let (kernel, launch) = kernel;
-        let body = Kernel { name: String::new(), ..kernel.clone() };
+        let body = Kernel {
+            name: String::new(),
+            ..kernel.clone()
+        };
         let id = match self.kernels.get(&body) {
             Some(id) => *id,
             None => {
                 let count = self.named.entry(kernel.name.clone()).or_insert(0);
                 *count += 1;
-                let name = if *count == 1 { kernel.name.clone() } else { format!("{}.{count}", kernel.name) };
+                let name = if *count == 1 {
+                    kernel.name.clone()
+                } else {
+                    format!("{}.{count}", kernel.name)
+                };
                 self.plan.kernels.push(Kernel { name, ..kernel });
                 self.kernels.insert(body, self.plan.kernels.len() - 1);
                 self.plan.kernels.len() - 1
             }
         };
-        self.plan.launches.push(Launch { kernel: id, args: launch.args });
+        self.plan.launches.push(Launch {
+            kernel: id,
+            args: launch.args,
+        });
     }
 
     /// Results in order; `inputs` in the order of the parameters.
     fn function(&mut self, f: &Function, layer: i64, inputs: &[View]) -> Result<Vec<View>, PassError> {
-        let mut frame = Frame { f, defs: HashMap::new() };
+        let mut frame = Frame {
+            f,
+            defs: HashMap::new(),
+        };
         let mut inputs = inputs.iter();
         for (v, param) in &f.params {
             let ty = f.ty(*v);
             let at_layer = |name: &String| name.replace("{i}", &layer.to_string());
             let def = match param {
-                Param::Input(name) => {
-                    Def::View(inputs.next().cloned().ok_or_else(|| PassError(format!("@{}: no argument for {name}", f.name)))?)
-                }
-                Param::Weight(name) => Def::Weight { name: at_layer(name), ty: ty.clone() },
+                Param::Input(name) => Def::View(
+                    inputs
+                        .next()
+                        .cloned()
+                        .ok_or_else(|| PassError(format!("@{}: no argument for {name}", f.name)))?,
+                ),
+                Param::Weight(name) => Def::Weight {
+                    name: at_layer(name),
+                    ty: ty.clone(),
+                },
                 Param::State(name) => {
                     let name = at_layer(name);
-                    let buffer = self.shared_buffer(format!("state {name}"), &name, ty, BufferKind::State(name.clone()));
+                    let buffer =
+                        self.shared_buffer(format!("state {name}"), &name, ty, BufferKind::State(name.clone()));
                     Def::View(View::whole(buffer, ty.dtype, sizes(&ty.shape)))
                 }
             };
@@ -144,7 +190,8 @@ impl<'m> Scheduler<'m> {
         }
         let uses = elementwise::uses(f);
         for op in &f.ops {
-            self.op(&mut frame, op, &uses).map_err(|e| PassError(format!("@{}: {}: {e}", f.name, op.name)))?;
+            self.op(&mut frame, op, &uses)
+                .map_err(|e| PassError(format!("@{}: {}: {e}", f.name, op.name)))?;
         }
         f.returns.iter().map(|(_, v)| self.view(&mut frame, *v)).collect()
     }
@@ -171,7 +218,12 @@ impl<'m> Scheduler<'m> {
     fn temporary_of(&mut self, view: &View) -> View {
         let name = format!("t{}", self.plan.buffers.len());
         let kind = BufferKind::Temp { slot: 0 };
-        self.plan.buffers.push(Buffer { name, dtype: view.dtype, shape: view.shape.clone(), kind });
+        self.plan.buffers.push(Buffer {
+            name,
+            dtype: view.dtype,
+            shape: view.shape.clone(),
+            kind,
+        });
         View::whole(self.plan.buffers.len() - 1, view.dtype, view.shape.clone())
     }
 
@@ -185,7 +237,8 @@ impl<'m> Scheduler<'m> {
     /// The result in a buffer of the caller's. A temporary that is the result as it stands becomes that buffer.
     fn output(&mut self, name: &str, ty: &TensorType, view: View) {
         let kind = BufferKind::Output(name.to_string());
-        let whole = view.is_dense() && Size::product(&view.shape) == Size::product(&self.plan.buffers[view.buffer].shape);
+        let whole =
+            view.is_dense() && Size::product(&view.shape) == Size::product(&self.plan.buffers[view.buffer].shape);
         if whole && matches!(self.plan.buffers[view.buffer].kind, BufferKind::Temp { .. }) {
             let buffer = &mut self.plan.buffers[view.buffer];
             buffer.kind = kind;
@@ -219,11 +272,17 @@ impl<'m> Scheduler<'m> {
                 let shape = sizes(&ty.shape);
                 match x.reshaped(&shape) {
                     Some(view) => view,
-                    None => View { shape: shape.clone(), strides: view::dense(&shape), ..self.copy(&x) },
+                    None => View {
+                        shape: shape.clone(),
+                        strides: view::dense(&shape),
+                        ..self.copy(&x)
+                    },
                 }
             }
             "transpose" => {
-                let Some(Attr::Ints(perm)) = op.attrs.get("perm") else { return Err(PassError("perm is missing".into())) };
+                let Some(Attr::Ints(perm)) = op.attrs.get("perm") else {
+                    return Err(PassError("perm is missing".into()));
+                };
                 self.view(frame, op.operands[0])?.transposed(perm)
             }
             "slice" => {
@@ -234,7 +293,9 @@ impl<'m> Scheduler<'m> {
                     Some(view) => view,
                     None => {
                         let whole = self.copy(&x);
-                        whole.sliced(axis, int(op, "begin"), size).ok_or_else(|| PassError("the slice has no offset".into()))?
+                        whole
+                            .sliced(axis, int(op, "begin"), size)
+                            .ok_or_else(|| PassError("the slice has no offset".into()))?
                     }
                 }
             }
@@ -245,9 +306,18 @@ impl<'m> Scheduler<'m> {
     }
 
     fn call(&mut self, frame: &mut Frame, op: &Op) -> Result<(), PassError> {
-        let Some(Attr::Str(name)) = op.attrs.get("callee") else { return Err(PassError("callee is missing".into())) };
-        let callee = self.module.function(name).ok_or_else(|| PassError(format!("there is no function @{name}")))?;
-        let args = op.operands.iter().map(|v| self.view(frame, *v)).collect::<Result<Vec<_>, _>>()?;
+        let Some(Attr::Str(name)) = op.attrs.get("callee") else {
+            return Err(PassError("callee is missing".into()));
+        };
+        let callee = self
+            .module
+            .function(name)
+            .ok_or_else(|| PassError(format!("there is no function @{name}")))?;
+        let args = op
+            .operands
+            .iter()
+            .map(|v| self.view(frame, *v))
+            .collect::<Result<Vec<_>, _>>()?;
         let results = self.function(callee, int(op, "layer"), &args)?;
         for (v, view) in op.results.iter().zip(results) {
             frame.defs.insert(*v, Def::View(view));

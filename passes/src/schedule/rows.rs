@@ -13,7 +13,11 @@ const LOWEST: f64 = f32::MIN as f64;
 
 impl Scheduler<'_> {
     pub(super) fn row_op(&mut self, frame: &mut Frame, op: &Op, ty: &TensorType) -> Result<View, PassError> {
-        let operands = op.operands.iter().map(|v| self.view(frame, *v)).collect::<Result<Vec<View>, _>>()?;
+        let operands = op
+            .operands
+            .iter()
+            .map(|v| self.view(frame, *v))
+            .collect::<Result<Vec<View>, _>>()?;
         if op.name == "cache_write" {
             return self.cache_write(op, &operands);
         }
@@ -32,7 +36,11 @@ impl Scheduler<'_> {
             "embed" => {
                 let (table, tokens) = (&operands[0], &operands[1]);
                 let zero = Size::from(0);
-                let token = k.load(tokens, &[tokens.strides[0].clone(), tokens.strides[1].clone(), zero.clone()], None);
+                let token = k.load(
+                    tokens,
+                    &[tokens.strides[0].clone(), tokens.strides[1].clone(), zero.clone()],
+                    None,
+                );
                 let row = Some((token, table.strides[0].clone()));
                 let value = k.load(table, &[zero.clone(), zero, table.broadcast_strides(2)[1].clone()], row);
                 k.store(&to, value);
@@ -97,7 +105,11 @@ impl Scheduler<'_> {
     fn cache_write(&mut self, op: &Op, operands: &[View]) -> Result<View, PassError> {
         // Only a state is written in place; anything else stays as it is for its other readers.
         let in_place = matches!(self.plan.buffers[operands[0].buffer].kind, BufferKind::State(_));
-        let cache = if in_place { operands[0].clone() } else { self.copy(&operands[0]) };
+        let cache = if in_place {
+            operands[0].clone()
+        } else {
+            self.copy(&operands[0])
+        };
         let (cache, new) = (&cache, &operands[1]);
         let mut k = KernelBuilder::keeping_columns("cache_write", &new.shape);
         let value = k.load(new, &new.strides, None);
@@ -115,7 +127,11 @@ impl Scheduler<'_> {
         }
         if let Some(start) = operands.get(2) {
             let zero = Size::from(0);
-            let start = k.load(start, &[start.strides[0].clone(), zero.clone(), zero.clone(), zero], None);
+            let start = k.load(
+                start,
+                &[start.strides[0].clone(), zero.clone(), zero.clone(), zero],
+                None,
+            );
             row = k.binary(Binary::Add, start, row);
         }
         if ring {
@@ -181,7 +197,14 @@ fn reduce(op: Reduction, axis: usize, x: &View, to: &View) -> KernelBuilder {
     let x = x.transposed(&perm);
     let mut to = to.transposed(&perm);
     to.strides[rank - 1] = Size::from(0);
-    let mut k = KernelBuilder::keeping_columns(if op == Reduction::Sum { "reduce_sum" } else { "reduce_max" }, &x.shape);
+    let mut k = KernelBuilder::keeping_columns(
+        if op == Reduction::Sum {
+            "reduce_sum"
+        } else {
+            "reduce_max"
+        },
+        &x.shape,
+    );
     let value = k.load(&x, &x.strides, None);
     let value = k.reduce(op, value);
     k.store_at(&to, &to.strides, None, value, None);
@@ -197,7 +220,11 @@ fn cross_entropy(logits: &View, targets: &View, to: &View) -> KernelBuilder {
     let e = k.unary(Unary::Exp, shifted);
     let sum = k.reduce(Reduction::Sum, e);
     let log = k.unary(Unary::Log, sum);
-    let target = k.load(targets, &[targets.strides[0].clone(), targets.strides[1].clone(), zero()], None);
+    let target = k.load(
+        targets,
+        &[targets.strides[0].clone(), targets.strides[1].clone(), zero()],
+        None,
+    );
     let first = k.int(0);
     let none = k.binary(Binary::Lt, target, first);
     let at = k.binary(Binary::Max, target, first);
@@ -207,6 +234,12 @@ fn cross_entropy(logits: &View, targets: &View, to: &View) -> KernelBuilder {
     let nll = k.binary(Binary::Sub, total, chosen);
     let nothing = k.float(0.0);
     let nll = k.select(none, nothing, nll);
-    k.store_at(to, &[to.strides[0].clone(), to.strides[1].clone(), zero()], None, nll, None);
+    k.store_at(
+        to,
+        &[to.strides[0].clone(), to.strides[1].clone(), zero()],
+        None,
+        nll,
+        None,
+    );
     k
 }

@@ -10,17 +10,26 @@ pub fn assign(plan: &mut Plan) {
     let Plan { buffers, launches, .. } = plan;
     let lives = lives(buffers, launches);
     // Typical sizes, only to compare buffers of unlike symbols.
-    let typical: Sizes = [("B", 1), ("T", 512), ("S", 1024), ("C", 4096)].map(|(k, v)| (k.to_string(), v)).into();
+    let typical: Sizes = [("B", 1), ("T", 512), ("S", 1024), ("C", 4096)]
+        .map(|(k, v)| (k.to_string(), v))
+        .into();
     let mut starts: Vec<(usize, usize, usize)> = lives.iter().map(|(b, (from, to))| (*from, *to, *b)).collect();
     starts.sort();
     // Per slot: its last launch, its largest tenant.
     let mut slots: Vec<(usize, i64)> = vec![];
     for (from, to, b) in starts {
         let buffer = &buffers[b];
-        let bytes = Size::product(&buffer.shape).eval(&typical).unwrap_or(i64::MAX / 8).saturating_mul(buffer.dtype.bytes());
+        let bytes = Size::product(&buffer.shape)
+            .eval(&typical)
+            .unwrap_or(i64::MAX / 8)
+            .saturating_mul(buffer.dtype.bytes());
         let free = || slots.iter().enumerate().filter(|(_, (last, _))| *last < from);
-        let fitting = free().filter(|(_, (_, size))| *size >= bytes).min_by_key(|(_, (_, size))| *size);
-        let slot = fitting.or_else(|| free().max_by_key(|(_, (_, size))| *size)).map(|(i, _)| i);
+        let fitting = free()
+            .filter(|(_, (_, size))| *size >= bytes)
+            .min_by_key(|(_, (_, size))| *size);
+        let slot = fitting
+            .or_else(|| free().max_by_key(|(_, (_, size))| *size))
+            .map(|(i, _)| i);
         let slot = slot.unwrap_or_else(|| {
             slots.push((0, 0));
             slots.len() - 1

@@ -29,18 +29,33 @@ pub fn sizes(shape: &[Dim]) -> Vec<Size> {
 impl View {
     pub fn whole(buffer: usize, dtype: DType, shape: Vec<Size>) -> View {
         let strides = dense(&shape);
-        View { buffer, dtype, offset: Size::from(0), shape, strides }
+        View {
+            buffer,
+            dtype,
+            offset: Size::from(0),
+            shape,
+            strides,
+        }
     }
 
     pub fn is_dense(&self) -> bool {
         let wanted = dense(&self.shape);
         self.offset.coef == 0
-            && self.strides.iter().zip(&wanted).zip(&self.shape).all(|((s, w), n)| s == w || n.as_const() == Some(1))
+            && self
+                .strides
+                .iter()
+                .zip(&wanted)
+                .zip(&self.shape)
+                .all(|((s, w), n)| s == w || n.as_const() == Some(1))
     }
 
     pub fn transposed(&self, perm: &[i64]) -> View {
         let pick = |list: &[Size]| perm.iter().map(|p| list[*p as usize].clone()).collect();
-        View { shape: pick(&self.shape), strides: pick(&self.strides), ..self.clone() }
+        View {
+            shape: pick(&self.shape),
+            strides: pick(&self.strides),
+            ..self.clone()
+        }
     }
 
     /// `size` elements along `axis` from `begin`. `None` where the offset would be a sum of unlike terms.
@@ -51,7 +66,10 @@ impl View {
         if step.coef != 0 {
             view.offset = match view.offset.coef {
                 0 => step,
-                _ if view.offset.syms == step.syms => Size { coef: view.offset.coef + step.coef, syms: step.syms },
+                _ if view.offset.syms == step.syms => Size {
+                    coef: view.offset.coef + step.coef,
+                    syms: step.syms,
+                },
                 _ => return None,
             };
         }
@@ -100,14 +118,24 @@ impl View {
                 }
             }
         }
-        Some(View { shape: shape.to_vec(), strides, ..self.clone() })
+        Some(View {
+            shape: shape.to_vec(),
+            strides,
+            ..self.clone()
+        })
     }
 
     /// Strides for a larger shape by numpy's rule: 0 where this one has size 1 or no dimension.
     pub fn broadcast_strides(&self, rank: usize) -> Vec<Size> {
         let skip = rank - self.shape.len();
         let own = self.shape.iter().zip(&self.strides);
-        let own = own.map(|(n, s)| if n.as_const() == Some(1) { Size::from(0) } else { s.clone() });
+        let own = own.map(|(n, s)| {
+            if n.as_const() == Some(1) {
+                Size::from(0)
+            } else {
+                s.clone()
+            }
+        });
         std::iter::repeat_n(Size::from(0), skip).chain(own).collect()
     }
 }
@@ -115,6 +143,9 @@ impl View {
 /// Does `a` divide `b`, whatever the symbols' values?
 fn divides(a: &Size, b: &Size) -> bool {
     let mut rest = b.syms.clone();
-    let contained = a.syms.iter().all(|s| rest.iter().position(|r| r == s).map(|at| rest.remove(at)).is_some());
+    let contained = a
+        .syms
+        .iter()
+        .all(|s| rest.iter().position(|r| r == s).map(|at| rest.remove(at)).is_some());
     contained && a.coef != 0 && b.coef % a.coef == 0
 }
