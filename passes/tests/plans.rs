@@ -36,7 +36,8 @@ fn check(case: &Case) -> Result<(), String> {
         let bf16 = plan.buffers.iter().any(|b| b.dtype == ir::DType::BF16);
         let tolerance = scale * if bf16 { 0.03 } else { 1e-5 };
         for (i, (x, y)) in found.iter().zip(&wanted.data).enumerate() {
-            if x != y && !((x - y).abs() <= tolerance) {
+            let close = (x - y).abs() <= tolerance;
+            if x != y && !close {
                 return Err(format!(
                     "{} [{i}] is {x}, the evaluator says {y}\nsizes {:?}\n{plan}",
                     b.name, case.sizes

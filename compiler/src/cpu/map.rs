@@ -54,13 +54,11 @@ fn stages(e: &mut Emit, body: &Body, point: &mut Point) {
     }
 }
 
+/// Gets the first column, the mask of the last vector and what is carried; gives what is carried on.
+type ColumnBody<'a> = &'a mut dyn FnMut(&mut Emit, Val, Option<Val>, &[Val]) -> Vec<Val>;
+
 /// Runs `f` for each vector of columns, carrying `init`; the mask covers what is left at the end.
-fn columns(
-    e: &mut Emit,
-    body: &Body,
-    init: &[Val],
-    f: &mut dyn FnMut(&mut Emit, Val, Option<Val>, &[Val]) -> Vec<Val>,
-) -> Vec<Val> {
+fn columns(e: &mut Emit, body: &Body, init: &[Val], f: ColumnBody) -> Vec<Val> {
     let lanes = body.lanes as i64;
     let zero = e.i64(0);
     let n = body.size(e, &body.kernel.cols);
