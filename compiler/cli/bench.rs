@@ -50,7 +50,7 @@ impl Args {
         let tokens: Vec<i32> = (0..b * t).map(|i| (i * 7919 % session.config.vocab) as i32).collect();
         let last = vec![t as i32 - 1; b as usize];
         let mut state = engine.new_state(b, t + self.decode)?;
-        let (mut prefill, mut decode) = (vec![], vec![]);
+        let (mut prefill, mut decode, mut reading) = (vec![], vec![], vec![]);
         let mut tables = [vec![], vec![]];
         for run in 0..=self.runs {
             // The first run warms up, or is the one that is taken apart.
@@ -81,6 +81,9 @@ impl Args {
             } else {
                 prefill.push(time);
                 decode.push(each);
+                // The same bytes, only read: decoding's limit, from the same moment.
+                let (bytes, time) = engine.read_weights();
+                reading.push(time.as_secs_f64() / bytes.max(1) as f64);
             }
         }
         let best = |v: &[f64]| v.iter().copied().fold(f64::INFINITY, f64::min);
@@ -90,6 +93,8 @@ impl Args {
             v[v.len() / 2]
         };
         let usage = engine.usage();
+        let read_rate = 1e-9 / best(&reading);
+        let weight_rate = 1e-9 * usage.weights as f64 / best(&decode);
         if self.common.json {
             let kernels = |rows: &[(String, u64, std::time::Duration)]| -> Vec<serde_json::Value> {
                 rows.iter()
@@ -100,6 +105,7 @@ impl Args {
                 "prefill_tok_s": (b * t) as f64 / best(&prefill), "decode_tok_s": b as f64 / best(&decode),
                 "prefill_tok_s_median": (b * t) as f64 / median(&prefill), "decode_tok_s_median": b as f64 / median(&decode),
                 "context": t, "batch": b, "threads": engine.threads(), "target": engine.target(),
+                "read_gb_s": read_rate, "decode_weight_gb_s": weight_rate, "decode_of_read": weight_rate / read_rate,
                 "weight_bytes": usage.weights, "arena_bytes": usage.arena,
                 "prefill_kernels": kernels(&tables[0]), "decode_kernels": kernels(&tables[1]),
             });
@@ -123,6 +129,10 @@ impl Args {
         };
         row("prefill", &prefill, (b * t) as f64);
         row("decode", &decode, b as f64);
+        println!(
+            "decode   reads {weight_rate:.1} GB/s of weights, {:.0}% of {read_rate:.1} GB/s (the same weights, only read)",
+            100.0 * weight_rate / read_rate
+        );
         println!(
             "weights made {} MiB, arena {} MiB",
             usage.weights >> 20,

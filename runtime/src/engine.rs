@@ -171,6 +171,24 @@ impl Engine {
         }
     }
 
+    /// Reads every weight once over the pool and does nothing else: (bytes, time). What decoding cannot beat.
+    pub fn read_weights(&self) -> (usize, Duration) {
+        const PIECE: usize = 1 << 20;
+        let pieces: Vec<&[u8]> = self
+            .weights
+            .iter()
+            .filter(|w| matches!(w, WeightBuffer::Own(_)))
+            .flat_map(|w| unsafe { std::slice::from_raw_parts(w.ptr(), w.bytes()) }.chunks(PIECE))
+            .collect();
+        let start = Instant::now();
+        self.pool.run(pieces.len() as i64, &|begin, end, _| {
+            for piece in &pieces[begin as usize..end as usize] {
+                std::hint::black_box(sum(piece));
+            }
+        });
+        (pieces.iter().map(|p| p.len()).sum(), start.elapsed())
+    }
+
     /// Starts (true) or ends counting time by kernel; returns what was counted: (kernel, launches, time), the dearest first.
     pub fn profile(&self, on: bool) -> Vec<(String, u64, Duration)> {
         let counted = std::mem::replace(
@@ -309,6 +327,20 @@ impl Engine {
         }
         Ok(outputs)
     }
+}
+
+/// Four streams of 64-bit words side by side, so that the loads and not the additions are what takes time.
+fn sum(bytes: &[u8]) -> u64 {
+    let (_, words, _) = unsafe { bytes.align_to::<[u64; 8]>() };
+    let quarter = words.len() / 4;
+    let streams: [&[[u64; 8]]; 4] = std::array::from_fn(|i| &words[i * quarter..(i + 1) * quarter]);
+    let mut acc = [[0u64; 8]; 4];
+    for i in 0..quarter {
+        for (acc, stream) in acc.iter_mut().zip(streams) {
+            acc.iter_mut().zip(stream[i]).for_each(|(a, w)| *a = a.wrapping_add(w));
+        }
+    }
+    acc.iter().flatten().fold(0, |a, b| a.wrapping_add(*b))
 }
 
 /// One launch's arguments, for all workers.
