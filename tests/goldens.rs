@@ -196,6 +196,30 @@ fn every_target_that_runs_here_agrees() {
     }
 }
 
+/// `cases.json` keeps PyTorch's own bf16 error against the same float64 reference.
+#[test]
+fn bf16_errs_at_most_twice_as_much_as_pytorch() {
+    let all = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");
+    let cases: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(all.join("cases.json")).unwrap()).unwrap();
+    let yardsticks = cases["pytorch_bf16"].as_array().unwrap().iter();
+    let mut compared = 0;
+    for case in yardsticks.filter(|c| c["kept"] == true) {
+        let name = case["name"].as_str().unwrap();
+        let file = format!("{name}/{}", case["file"].as_str().unwrap());
+        let (artefact, config, checkpoint) = compile(&all.join(name), DType::BF16, vec![Target::native().unwrap()]);
+        let engine = Engine::load(&artefact, &checkpoint, runtime::Options { threads: 2 }).unwrap();
+        let g = goldens(&all.join(name)).into_iter().find(|g| g.name == file).unwrap();
+        let logits = generate::logits(&engine, &config, CONTEXT as usize, &g.tokens).unwrap();
+        let pytorch = (case["max_error"].as_f64().unwrap() / case["max_logit"].as_f64().unwrap()) as f32;
+        let ours = error(&logits, &g.logits);
+        println!("{file}: ours {ours:.2e}, PyTorch's {pytorch:.2e}");
+        assert!(ours <= 2.0 * pytorch, "{file}: {ours:e} against PyTorch's {pytorch:e}");
+        compared += 1;
+    }
+    assert!(compared >= 3, "cases.json lost its yardsticks");
+}
+
 #[test]
 fn threads_and_batch_neighbours_do_not_change_a_bit() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/layer-kv1-d32");
