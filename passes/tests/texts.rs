@@ -43,6 +43,8 @@ fn change(text: &str, kind: u8, at: usize, len: usize, to: usize, byte: u8) -> S
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn changed_texts_are_refused_or_sound(
         seed in 0u64..10_000, kind in 0u8..4, at in 0usize..100_000, len in 1usize..24, to in 0usize..100_000, byte in 0x20u8..0x7f,
@@ -52,7 +54,9 @@ proptest! {
         if !ir::verify::verify_at(&module, &lines).is_empty() {
             return Ok(());
         }
-        prop_assert_eq!(&ir::text::parse(&module.to_string()).unwrap(), &module, "what is printed is read");
+        // As text: a constant may be NaN, which no comparison of modules survives.
+        let printed = module.to_string();
+        prop_assert_eq!(ir::text::parse(&printed).unwrap().to_string(), printed);
         for pass in passes::PASSES {
             if (pass.run)(&mut module).is_err() {
                 return Ok(());

@@ -163,6 +163,12 @@ fn verify_op(before: &[Function], f: &Function, op: &Op) -> Result<(), String> {
         g.returns.iter().map(|(_, v)| g.ty(*v).clone()).collect()
     } else {
         let def = ops::op(&op.name).ok_or_else(|| format!("there is no op `{}`", op.name))?;
+        if let Some(unknown) = op.attrs.keys().find(|name| !def.attrs.contains(&name.as_str())) {
+            return Err(format!(
+                "{}: has no attribute `{unknown}`; it takes {}",
+                op.name, def.usage
+            ));
+        }
         let signature = ops::Signature {
             operands: &operands,
             attrs: &op.attrs,

@@ -167,6 +167,7 @@ module {
 
     %c = "loop.add"(%x) : (tensor<2x3xf32>) -> tensor<2x3xf32>
     %d = "loop.call"(%x) {callee = "main", layer = 0} : (tensor<2x3xf32>) -> tensor<3xf32>
+    %e = "loop.reduce_sum"(%x) {axes = 0} : (tensor<2x3xf32>) -> tensor<1x3xf32>
     return %b : tensor<3xf32>
   }
   func.func @again(%x: tensor<2x3xf32> {loop.input = "x"}) -> () {
@@ -185,8 +186,9 @@ module {
     line 6: @main: %b: exp: is tensor<2x3xf32>, declared as tensor<3xf32>
     line 8: @main: %c: add: has 1 operands, wants 2
     line 9: @main: %d: call: there is no function @main above @main
-    line 13: @again: %d: call: @main wants (tensor<2x3xf32>), gets ()
-    line 14: @again: %e: call: is tensor<3xf32>, declared as tensor<3xf32>, tensor<3xf32>
+    line 10: @main: %e: reduce_sum: has no attribute `axes`; it takes x; axis: Int
+    line 14: @again: %d: call: @main wants (tensor<2x3xf32>), gets ()
+    line 15: @again: %e: call: is tensor<3xf32>, declared as tensor<3xf32>, tensor<3xf32>
     @again: there are two functions of this name
     @again: two parameters are input "x"
     "#);

@@ -17,6 +17,7 @@ fn check_start(s: &Signature, at: usize, b: &Dim) -> Result<(), String> {
 pub static MASK: OpDef = OpDef {
     name: "mask",
     usage: "[start [B] i32]; window: Int (optional), type: Type i1",
+    attrs: &["window", "type"],
     about: "[T, S], or with start [B, 1.., T, S]: key j of row t is seen iff p = start + t (start = 0 without), j <= p, and j > p - window",
     infer: |s| {
         s.count(0, 1)?;
@@ -63,6 +64,7 @@ pub static MASK: OpDef = OpDef {
 pub static ROPE: OpDef = OpDef {
     name: "rope",
     usage: "x [B, .., T, D], [start [B] i32]; theta: Float, max: Int, dtype",
+    attrs: &["theta", "max", "dtype"],
     about: "pairs (i, i + D/2) turned by (start + t) * theta^(-2i/D); positions stay below max",
     infer: |s| {
         s.count(1, 2)?;
@@ -109,6 +111,7 @@ pub static ROPE: OpDef = OpDef {
 pub static SOFTMAX: OpDef = OpDef {
     name: "softmax",
     usage: "x; dtype",
+    attrs: &["dtype"],
     about: "e^x over its sum, along the last axis; zeros where all of a row is -inf",
     infer: |s| {
         s.count(1, 1)?;

@@ -7,6 +7,7 @@ const fn binary(name: &'static str, about: &'static str, eval: fn(&Call) -> Tens
     OpDef {
         name,
         usage: "a, b of one float type",
+        attrs: &[],
         about,
         infer: |s| {
             s.count(2, 2)?;
@@ -45,6 +46,7 @@ const fn unary(name: &'static str, about: &'static str, eval: fn(&Call) -> Tenso
     OpDef {
         name,
         usage: "x",
+        attrs: &[],
         about,
         infer: |s| {
             s.count(1, 1)?;
@@ -78,6 +80,7 @@ pub static SILU: OpDef = unary("silu", "x * sigmoid(x)", |c| each(c, |x| x * sig
 pub static CAST: OpDef = OpDef {
     name: "cast",
     usage: "x; dtype",
+    attrs: &["dtype"],
     about: "x in another float type, rounded to nearest even",
     infer: |s| {
         s.count(1, 1)?;
@@ -99,6 +102,7 @@ pub static CAST: OpDef = OpDef {
 pub static WHERE: OpDef = OpDef {
     name: "where",
     usage: "cond i1, a, b",
+    attrs: &[],
     about: "a where cond holds, else b",
     infer: |s| {
         s.count(3, 3)?;

@@ -5,6 +5,7 @@ use super::*;
 pub static EMBED: OpDef = OpDef {
     name: "embed",
     usage: "table [V, H], tokens [B, T] i32; dtype",
+    attrs: &["dtype"],
     about: "[B, T, H]: row `tokens[b, t]` of the table",
     infer: |s| {
         s.count(2, 2)?;
@@ -35,6 +36,7 @@ pub static EMBED: OpDef = OpDef {
 pub static TAKE_ROWS: OpDef = OpDef {
     name: "take_rows",
     usage: "x [B, T, H], last [B] i32",
+    attrs: &[],
     about: "[B, 1, H]: row `last[b]` of sequence b",
     infer: |s| {
         s.count(2, 2)?;

@@ -5,6 +5,7 @@ use super::*;
 pub static RESHAPE: OpDef = OpDef {
     name: "reshape",
     usage: "x; type: Type",
+    attrs: &["type"],
     about: "the same elements in row-major order under another shape",
     infer: |s| {
         s.count(1, 1)?;
@@ -29,6 +30,7 @@ pub static RESHAPE: OpDef = OpDef {
 pub static TRANSPOSE: OpDef = OpDef {
     name: "transpose",
     usage: "x; perm: Ints",
+    attrs: &["perm"],
     about: "axis i of the result is axis perm[i] of x",
     infer: |s| {
         s.count(1, 1)?;
@@ -65,6 +67,7 @@ pub static TRANSPOSE: OpDef = OpDef {
 pub static SLICE: OpDef = OpDef {
     name: "slice",
     usage: "x; axis: Int, begin: Int, type: Type",
+    attrs: &["axis", "begin", "type"],
     about: "the elements begin, begin + 1, .. along the axis, as many as the type says",
     infer: |s| {
         s.count(1, 1)?;
@@ -117,6 +120,7 @@ pub static SLICE: OpDef = OpDef {
 pub static CONCAT: OpDef = OpDef {
     name: "concat",
     usage: "a, b, ...; axis: Int",
+    attrs: &["axis"],
     about: "the operands one after the other along the axis, which must be constant",
     infer: |s| {
         s.count(1, usize::MAX)?;

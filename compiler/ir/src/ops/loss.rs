@@ -5,6 +5,7 @@ use super::*;
 pub static CROSS_ENTROPY: OpDef = OpDef {
     name: "cross_entropy",
     usage: "logits [B, T, V] f32, targets [B, T] i32",
+    attrs: &[],
     about: "[B, T] f32: log(sum(e^logits)) - logits[target]; 0 where target < 0",
     infer: |s| {
         s.count(2, 2)?;

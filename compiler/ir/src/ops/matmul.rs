@@ -5,6 +5,7 @@ use super::*;
 pub static MATMUL: OpDef = OpDef {
     name: "matmul",
     usage: "a [.., M, K], b [.., K, N] (or [.., N, K]); transpose_b: Bool, dtype",
+    attrs: &["transpose_b", "dtype"],
     about: "[.., M, N]; leading dimensions broadcast; f32 accumulation",
     infer: |s| {
         s.count(2, 2)?;

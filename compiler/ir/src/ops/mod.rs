@@ -37,6 +37,8 @@ pub struct OpDef {
     pub name: &'static str,
     /// Operands and attributes, as the docs show them.
     pub usage: &'static str,
+    /// The names of its attributes; any other is refused, so that a slip of the hand is no default.
+    pub attrs: &'static [&'static str],
     pub about: &'static str,
     pub infer: fn(&Signature) -> Result<TensorType, String>,
     pub eval: fn(&Call) -> Tensor,

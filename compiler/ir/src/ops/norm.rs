@@ -5,6 +5,7 @@ use super::*;
 pub static RMS_NORM: OpDef = OpDef {
     name: "rms_norm",
     usage: "x [.., D], w [D] f32; eps: Float, dtype",
+    attrs: &["eps", "dtype"],
     about: "x * rsqrt(mean(x^2) + eps) * w",
     infer: |s| {
         s.count(2, 2)?;

@@ -6,6 +6,7 @@ const fn reduction(name: &'static str, about: &'static str, eval: fn(&Call) -> T
     OpDef {
         name,
         usage: "x; axis: Int",
+        attrs: &["axis"],
         about,
         infer: |s| {
             s.count(1, 1)?;

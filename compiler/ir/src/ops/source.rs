@@ -5,6 +5,7 @@ use super::*;
 pub static CONSTANT: OpDef = OpDef {
     name: "constant",
     usage: "value: Float, type: Type",
+    attrs: &["value", "type"],
     about: "the type, filled with the value",
     infer: |s| {
         s.count(0, 0)?;

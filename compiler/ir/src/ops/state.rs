@@ -5,6 +5,7 @@ use super::*;
 pub static CACHE_WRITE: OpDef = OpDef {
     name: "cache_write",
     usage: "cache [B, KV, C, D], new [B, KV, T, D], [start [B] i32]; ring: Bool",
+    attrs: &["ring"],
     about: "the cache with rows start + t replaced; a ring: rows (start + t) % C, and only the last C of the T rows are written",
     infer: |s| {
         s.count(2, 3)?;
