@@ -16,7 +16,7 @@ fn text(seed: u64) -> String {
         .filter(|p| p.to_string_lossy().ends_with("0-naive.snap"))
         .collect();
     files.sort();
-    if seed % 4 == 0 && !files.is_empty() {
+    if seed.is_multiple_of(4) && !files.is_empty() {
         let text = fs::read_to_string(&files[seed as usize / 4 % files.len()]).unwrap();
         // Behind the header of the snapshot.
         return text.splitn(3, "---\n").last().unwrap().to_string();
