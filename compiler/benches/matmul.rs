@@ -48,6 +48,7 @@ fn kernel(k: i64, n: i64, dtype: DType) -> Kernel {
         args: vec![arg(false), arg(false), arg(true)],
         outer: vec![Size::sym("T")],
         cols: n.into(),
+        sweep: None,
         contraction: Some(Contraction {
             batch: 0,
             k: k.into(),

@@ -90,7 +90,7 @@ impl<'k> Body<'k> {
     fn expr_varies(&self, expr: &Expr) -> bool {
         let of = |id: &ExprId| self.varies[*id];
         match expr {
-            Expr::Acc => true,
+            Expr::Acc | Expr::Swept(_) => true,
             _ if self.single_column() => false,
             Expr::Load(a) => self.access_varies(a),
             Expr::Index(d) => *d == self.kernel.outer.len(),

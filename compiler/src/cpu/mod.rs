@@ -4,6 +4,7 @@ mod expr;
 mod map;
 mod matmul;
 mod object;
+mod sweep;
 mod target;
 mod vmath;
 
@@ -32,8 +33,9 @@ pub fn compile_kernels(kernels: &[Kernel], target: &Target, texts: bool) -> Resu
 
 /// The MLIR function of one kernel.
 pub fn emit(kernel: &Kernel, target: &Target) -> String {
-    match &kernel.contraction {
-        None => map::emit(kernel, target),
-        Some(contraction) => matmul::emit(kernel, contraction, target),
+    match (&kernel.contraction, &kernel.sweep) {
+        (_, Some(sweep)) => sweep::emit(kernel, sweep, target),
+        (Some(contraction), None) => matmul::emit(kernel, contraction, target),
+        (None, None) => map::emit(kernel, target),
     }
 }

@@ -82,6 +82,7 @@ impl Case {
             ],
             outer: vec![Size::sym("B"), m.clone()],
             cols: n.clone(),
+            sweep: None,
             contraction: Some(Contraction {
                 batch: if self.right == Right::Packed { 0 } else { 1 },
                 k: k.clone(),

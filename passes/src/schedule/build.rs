@@ -176,6 +176,7 @@ impl KernelBuilder {
             outer,
             cols,
             contraction,
+            sweep: None,
             exprs: self.exprs,
             stages: self.stages,
         };

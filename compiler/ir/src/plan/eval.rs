@@ -5,7 +5,9 @@
 
 use half::{bf16, f16};
 
-use super::{Access, Binary, BufferKind, Expr, ExprId, Kernel, Plan, Reduction, Rhs, Stage, Unary, WeightRecipe};
+use super::{
+    Access, Binary, BufferKind, Expr, ExprId, Kernel, Plan, Reduction, Rhs, Stage, Unary, WeightRecipe, sweep,
+};
 use crate::types::{DType, Size, Sizes};
 
 /// Why a plan cannot run on this memory.
@@ -154,23 +156,23 @@ pub fn run_kernel(kernel: &Kernel, sizes: &Sizes, args: &mut [Vec<f64>]) -> Resu
     Ok(())
 }
 
-fn eval(size: &Size, sizes: &Sizes) -> Result<i64, EvalError> {
+pub(super) fn eval(size: &Size, sizes: &Sizes) -> Result<i64, EvalError> {
     size.eval(sizes).ok_or_else(|| EvalError::Unknown(size.clone()))
 }
 
 /// The expressions of a kernel at one point.
-struct Scalar<'a> {
-    kernel: &'a Kernel,
-    sizes: &'a Sizes,
+pub(super) struct Scalar<'a> {
+    pub(super) kernel: &'a Kernel,
+    pub(super) sizes: &'a Sizes,
     /// Position in each outer dimension, then the column.
-    at: &'a [i64],
+    pub(super) at: &'a [i64],
     reduced: &'a [f64],
-    args: &'a [Vec<f64>],
+    pub(super) args: &'a [Vec<f64>],
     memo: Vec<Option<f64>>,
 }
 
 impl Scalar<'_> {
-    fn get(&mut self, id: ExprId) -> Result<f64, EvalError> {
+    pub(super) fn get(&mut self, id: ExprId) -> Result<f64, EvalError> {
         if let Some(x) = self.memo[id] {
             return Ok(x);
         }
@@ -187,6 +189,7 @@ impl Scalar<'_> {
             Expr::SizeOf(s) => eval(s, self.sizes)? as f64,
             Expr::Reduced(s) => self.reduced[*s],
             Expr::Acc => self.contraction()?,
+            Expr::Swept(p) => sweep::swept(self, *p)?,
             Expr::Unary(op, a) => {
                 let x = self.get(*a)?;
                 match op {
@@ -226,7 +229,7 @@ impl Scalar<'_> {
     }
 
     /// The element an access names, checked; `at` gives the position (its last entry is the column, or k).
-    fn index(&mut self, a: &Access, at: &[i64]) -> Result<usize, EvalError> {
+    pub(super) fn index(&mut self, a: &Access, at: &[i64]) -> Result<usize, EvalError> {
         let mut index = eval(&a.offset, self.sizes)?;
         for (stride, at) in a.strides.iter().zip(at) {
             index += eval(stride, self.sizes)? * at;
@@ -237,7 +240,7 @@ impl Scalar<'_> {
         self.checked(a.arg, index)
     }
 
-    fn checked(&self, arg: usize, index: i64) -> Result<usize, EvalError> {
+    pub(super) fn checked(&self, arg: usize, index: i64) -> Result<usize, EvalError> {
         let len = self.args[arg].len();
         let inside = usize::try_from(index).ok().filter(|&i| i < len);
         inside.ok_or_else(|| EvalError::OutOfBounds {

@@ -7,11 +7,14 @@
 
 pub mod eval;
 mod print;
+mod sweep;
 pub mod verify;
 
 use serde::{Deserialize, Serialize};
 
 use crate::types::{DType, Size};
+use eval::Scalar;
+pub use sweep::{Rows, SWEEP_ROWS, Segment, Sweep};
 
 /// One entry point, scheduled.
 #[derive(Clone, Debug, PartialEq)]
@@ -85,6 +88,9 @@ pub struct Kernel {
     pub cols: Size,
     /// Present: `Expr::Acc` is its value at (outer.., col).
     pub contraction: Option<Contraction>,
+    /// Present: `Expr::Swept` are its segments' results. Never beside a contraction.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sweep: Option<Sweep>,
     /// A DAG in topological order: an expression refers to earlier ones only.
     pub exprs: Vec<Expr>,
     /// Run in order for each point of `outer`.
@@ -109,6 +115,8 @@ pub enum Expr {
     Reduced(usize),
     /// The contraction's value.
     Acc,
+    /// The result of the sweep's segment.
+    Swept(usize),
     Unary(Unary, ExprId),
     Binary(Binary, ExprId, ExprId),
     /// `if c { a } else { b }`, c a truth value.
@@ -212,11 +220,12 @@ pub enum Rhs {
 impl Kernel {
     /// The tile grid: (size, block) pairs whose `ceil(size / block)` multiply to the number of tiles; the tile index is row-major
     /// over them. Without contraction a tile is a block of points of the flattened `outer` space; with one it is
-    /// (batch point, block of rows, block of columns), see `MATMUL_ROWS` and `MATMUL_COLS`.
+    /// (batch point, block of rows, block of columns), see `MATMUL_ROWS` and `MATMUL_COLS`; with a sweep see `Sweep::tiles`.
     pub fn tiles(&self) -> Vec<(Size, i64)> {
-        match &self.contraction {
-            None => vec![(Size::product(&self.outer), self.map_rows())],
-            Some(c) => {
+        match (&self.contraction, &self.sweep) {
+            (_, Some(sweep)) => sweep.tiles(&self.outer),
+            (None, None) => vec![(Size::product(&self.outer), self.map_rows())],
+            (Some(c), None) => {
                 let (batch, rows) = self.outer.split_at(c.batch);
                 vec![
                     (Size::product(batch), 1),

@@ -2,7 +2,9 @@
 
 use std::fmt::{self, Display, Formatter, Write};
 
-use super::{Access, Binary, BufferKind, Expr, ExprId, Kernel, Plan, Reduction, Rhs, Stage, Unary, WeightRecipe};
+use super::{
+    Access, Binary, BufferKind, Expr, ExprId, Kernel, Plan, Reduction, Rhs, Stage, Sweep, Unary, WeightRecipe,
+};
 use crate::types::Size;
 
 impl Display for Plan {
@@ -85,7 +87,11 @@ impl Display for Kernel {
             format!("{}a{i}: {how}{}", if a.written { "out " } else { "" }, a.dtype)
         });
         writeln!(f, "kernel {}({})", self.name, args.collect::<Vec<_>>().join(", "))?;
-        let batch = self.contraction.as_ref().map_or(0, |c| c.batch);
+        let batch = match (&self.contraction, &self.sweep) {
+            (Some(c), _) => c.batch,
+            (_, Some(s)) => s.batch,
+            _ => 0,
+        };
         let mut indent = "  ".to_string();
         for (d, size) in self.outer.iter().enumerate() {
             let role = if d < batch { " batch" } else { "" };
@@ -106,6 +112,9 @@ impl Display for Kernel {
                 Rhs::NContiguous { arg, offset, strides } => body.rhs(*arg, offset, strides, "k", "j"),
             };
             body.lines.push(format!("acc = sum over k in {} of {a} * {b}", c.k));
+        }
+        if let Some(s) = &self.sweep {
+            body.sweep(s);
         }
         for (s, stage) in self.stages.iter().enumerate() {
             body.stage(s, stage);
@@ -147,6 +156,32 @@ struct Body<'a> {
 }
 
 impl Body<'_> {
+    fn sweep(&mut self, s: &Sweep) {
+        let q = self.access(&s.q, "d");
+        let mut position: Vec<String> = s.start.iter().map(|e| self.expr(*e, 4)).collect();
+        if s.tokens {
+            position.push(self.index(self.kernel.outer.len() - 1));
+        }
+        if position.is_empty() {
+            position.push("0".to_string());
+        }
+        self.lines.push(format!("p = {}", position.join(" + ")));
+        for (i, segment) in s.segments.iter().enumerate() {
+            let k = self.rhs(segment.k.arg, &segment.k.offset, &segment.k.strides, "key", "d");
+            let v = self.rhs(segment.v.arg, &segment.v.offset, &segment.v.strides, "key", "j");
+            let far = segment.far.map(|f| format!(" < {f}")).unwrap_or_default();
+            let after = segment
+                .after
+                .map(|a| format!(", going on from s{a}"))
+                .unwrap_or_default();
+            let scale = float(f32::from_bits(s.scale));
+            self.lines.push(format!(
+                "s{i} = mean over key in {} with {} <= p - key{far} of {v} by exp({scale} * (sum over d in {} of {q} * {k})){after}",
+                segment.keys, segment.near, s.depth
+            ));
+        }
+    }
+
     fn stage(&mut self, s: usize, stage: &Stage) {
         match stage {
             Stage::Reduce { op, value } => {
@@ -239,6 +274,7 @@ impl Body<'_> {
             Expr::SizeOf(s) => (s.to_string(), if s.coef != 1 || s.syms.len() > 1 { 5 } else { ATOM }),
             Expr::Reduced(s) => (format!("r{s}"), ATOM),
             Expr::Acc => ("acc".to_string(), ATOM),
+            Expr::Swept(p) => (format!("s{p}"), ATOM),
             Expr::Unary(Unary::Neg, a) => (format!("-{}", self.expr(*a, 9)), 6),
             Expr::Unary(op, a) => (format!("{}({})", unary(*op), self.expr(*a, 0)), ATOM),
             Expr::Binary(Binary::Max, a, b) => (format!("max({}, {})", self.expr(*a, 0), self.expr(*b, 0)), ATOM),

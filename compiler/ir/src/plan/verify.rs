@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Access, Binary, BufferKind, Expr, ExprId, Kernel, Plan, Rhs, Stage, Unary};
+use super::{Access, Binary, BufferKind, Expr, ExprId, Kernel, Plan, Rhs, Stage, Sweep, Unary};
 use crate::types::DType;
 
 /// A fault, with the kernel, launch or buffer it is in.
@@ -69,7 +69,7 @@ impl Kernel {
             let own = match e {
                 Expr::Load(a) => a.strides.last().is_some_and(|s| s.coef != 0),
                 Expr::Index(d) => *d == self.outer.len(),
-                Expr::Acc => true,
+                Expr::Acc | Expr::Swept(_) => true,
                 _ => false,
             };
             let inherited = e.operands().iter().any(|&o| depends.get(o).copied().unwrap_or(false));
@@ -251,6 +251,9 @@ pub fn verify_kernel(kernel: &Kernel) -> Vec<PlanError> {
             }
         }
     }
+    if let Some(sweep) = &kernel.sweep {
+        check.sweep(sweep);
+    }
     for (s, stage) in kernel.stages.iter().enumerate() {
         check.stage(s, stage);
     }
@@ -331,7 +334,7 @@ impl Check<'_> {
         };
         let result = match expr {
             Expr::Load(a) => self.kernel.args.get(a.arg).map(|arg| Kind::of(arg.dtype)),
-            Expr::Float(_) | Expr::Reduced(_) | Expr::Acc => Some(Kind::Float),
+            Expr::Float(_) | Expr::Reduced(_) | Expr::Acc | Expr::Swept(_) => Some(Kind::Float),
             Expr::Int(_) | Expr::Index(_) | Expr::SizeOf(_) => Some(Kind::Int),
             Expr::Unary(Unary::ToFloat, a) => {
                 want(a, Kind::Int);
@@ -377,6 +380,9 @@ impl Check<'_> {
                 self.fail(format!("{what} is the index of dimension {d}"))
             }
             Expr::Acc if self.kernel.contraction.is_none() => self.fail(format!("{what} is Acc without a contraction")),
+            Expr::Swept(p) if self.kernel.sweep.as_ref().is_none_or(|s| *p >= s.segments.len()) => {
+                self.fail(format!("{what} is segment {p} of a sweep that has none such"));
+            }
             Expr::Reduced(s) if !matches!(self.kernel.stages.get(*s), Some(Stage::Reduce { .. })) => {
                 self.fail(format!("{what} is the result of stage {s}, which is no reduction"));
             }
@@ -427,6 +433,51 @@ impl Check<'_> {
                         "{what} stores a value per column where all columns share one place"
                     ));
                 }
+            }
+        }
+    }
+
+    fn sweep(&mut self, sweep: &Sweep) {
+        let rank = self.kernel.outer.len();
+        if self.kernel.contraction.is_some() {
+            self.fail("a sweep beside a contraction".to_string());
+        }
+        if sweep.batch + usize::from(sweep.tokens) > rank {
+            return self.fail(format!("the sweep has {} batch dimensions of {rank}", sweep.batch));
+        }
+        self.access(&sweep.q, None, "the queries");
+        self.arg(sweep.q.arg, Some(false), "the queries");
+        if sweep.q.strides.last().is_some_and(|s| s.as_const() != Some(1)) {
+            self.fail("the queries are not contiguous".to_string());
+        }
+        if self.kernel.cols.as_const().is_none() || sweep.depth < 1 {
+            self.fail("a sweep's head sizes are constants".to_string());
+        }
+        let rows = &self.kernel.outer[sweep.batch..];
+        let groups = &rows[..rows.len() - usize::from(sweep.tokens)];
+        if groups.iter().any(|n| n.as_const().is_none()) {
+            self.fail("how many rows share keys is a constant".to_string());
+        }
+        if let Some(start) = sweep.start
+            && self.kinds.get(start).copied().flatten() != Some(Kind::Int)
+        {
+            self.fail(format!("the sweep starts at expression {start}, which is no integer"));
+        }
+        for (i, s) in sweep.segments.iter().enumerate() {
+            for (rows, what) in [(&s.k, "keys"), (&s.v, "values")] {
+                self.arg(rows.arg, Some(false), what);
+                if rows.strides.len() != sweep.batch + 1 {
+                    self.fail(format!("segment {i}'s {what} have {} strides", rows.strides.len()));
+                }
+            }
+            if s.near < 0 || s.far.is_some_and(|far| far <= s.near) {
+                self.fail(format!("segment {i} sees distances {} to {:?}", s.near, s.far));
+            }
+            if s.after.is_some_and(|a| a >= i) {
+                self.fail(format!(
+                    "segment {i} goes on from {:?}, which does not stand before it",
+                    s.after
+                ));
             }
         }
     }
