@@ -2,6 +2,7 @@
 
 mod cse;
 mod dce;
+pub mod egraph;
 pub mod schedule;
 
 use ir::Module;
@@ -21,4 +22,4 @@ pub struct Pass {
 }
 
 /// In the order the pipeline runs them.
-pub static PASSES: &[Pass] = &[cse::CSE, dce::DCE];
+pub static PASSES: &[Pass] = &[cse::CSE, egraph::FUSE, dce::DCE];

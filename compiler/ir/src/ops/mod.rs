@@ -13,6 +13,7 @@ mod norm;
 mod reduce;
 mod source;
 mod state;
+mod sweep;
 
 use crate::graph::{Attr, Attrs};
 use crate::tensor::Tensor;
@@ -73,6 +74,8 @@ pub static OPS: &[&OpDef] = &[
     &attention::MASK,
     &attention::ROPE,
     &attention::SOFTMAX,
+    &sweep::SWEEP,
+    &sweep::MEAN,
     &norm::RMS_NORM,
     &reduce::REDUCE_SUM,
     &reduce::REDUCE_MAX,

@@ -1,0 +1,419 @@
+//! A graph's function as terms: which values are leaves, what their indices are called, and one term per root.
+//!
+//! Terms are made from the roots downwards: a value asked for at other indices is another term (keys are read at j where queries
+//! are read at i). A contraction's index is named after the dimension it runs over, so that two softmaxes of one score matrix
+//! speak of the same keys.
+
+use std::collections::HashMap;
+
+use egg::Id;
+use ir::{Attr, Function, Op, Size, ValueId};
+
+use super::analysis::{Facts, Graph};
+use super::term::{Domain, Index, LeafInfo, Number, Pair, Tables, Term};
+
+/// The indices of a value's dimensions; `None` where the size is 1.
+pub type At = Vec<Option<Index>>;
+
+/// A function in the e-graph.
+pub struct Import {
+    pub graph: Graph,
+    /// Values that something outside the terms reads: their term and indices, in the order of the ops.
+    pub roots: Vec<(ValueId, Id, At)>,
+    /// Every value that became a term, at the indices it was asked for.
+    pub terms: Vec<(ValueId, At, Id)>,
+}
+
+pub fn import(f: &Function) -> Import {
+    let mut importer = Importer {
+        f,
+        ops: HashMap::new(),
+        names: Names::new(f),
+        graph: Graph::new(Facts::default()),
+        known: HashMap::new(),
+        terms: vec![],
+        edges: edges(f),
+    };
+    for op in &f.ops {
+        if is_term(f, op) {
+            importer.ops.insert(op.results[0], op);
+        }
+    }
+    let mut roots = vec![];
+    for v in roots_of(f, &importer.ops) {
+        let mut at = vec![];
+        for d in 0..f.ty(v).rank() {
+            let i = importer.dimension(v, d, &at);
+            at.push(i);
+        }
+        let id = importer.term(v, &at);
+        roots.push((v, id, at));
+    }
+    let mut graph = importer.graph;
+    graph.rebuild();
+    let terms = importer.terms;
+    Import { graph, roots, terms }
+}
+
+/// Where windows end, 0 first: every mask of a function has the same cells.
+fn edges(f: &Function) -> Vec<i64> {
+    let windows = f.ops.iter().filter(|op| op.name == "mask").filter_map(window);
+    let mut edges: Vec<i64> = windows.chain([0]).collect();
+    edges.sort();
+    edges.dedup();
+    edges
+}
+
+fn window(op: &Op) -> Option<i64> {
+    match op.attrs.get("window") {
+        Some(Attr::Int(w)) => Some(*w),
+        _ => None,
+    }
+}
+
+/// Values that are terms and are read by an op that is none, or returned.
+fn roots_of(f: &Function, ops: &HashMap<ValueId, &Op>) -> Vec<ValueId> {
+    let mut read: Vec<ValueId> = f
+        .ops
+        .iter()
+        .filter(|op| !ops.contains_key(&op.results[0]))
+        .flat_map(|op| op.operands.iter().copied())
+        .chain(f.returns.iter().map(|(_, v)| *v))
+        .collect();
+    read.sort();
+    read.dedup();
+    read.retain(|v| ops.contains_key(v));
+    read
+}
+
+/// Ops that have a term. A matmul by a weight has none: where activations meet a weight, data crosses rows of the batch, and
+/// kernels end there. Neither has what moves data between positions.
+fn is_term(f: &Function, op: &Op) -> bool {
+    match op.name.as_str() {
+        "add" | "sub" | "mul" | "div" | "max" | "neg" | "exp" | "log" | "rsqrt" | "sigmoid" | "silu" | "cast"
+        | "softmax" | "reduce_sum" | "reduce_max" | "transpose" => f.ty(op.results[0]).dtype.is_float(),
+        "constant" => f.ty(op.results[0]).dtype.is_float(),
+        // A domain's cells fit a word.
+        "where" => f.ty(op.results[0]).dtype.is_float() && is_mask(f, op.operands[0]) && edges(f).len() < 63,
+        "matmul" => f.ty(op.operands[1]).rank() > 2,
+        "reshape" => same_but_ones(f, op).is_some(),
+        _ => false,
+    }
+}
+
+fn is_mask(f: &Function, v: ValueId) -> bool {
+    f.ops.iter().any(|o| o.results[0] == v && o.name == "mask")
+}
+
+/// For a reshape that only adds or drops dimensions of size 1: the operand's dimension for each of the result's.
+fn same_but_ones(f: &Function, op: &Op) -> Option<Vec<Option<usize>>> {
+    let one = |v: ValueId, d: usize| f.ty(v).shape[d].size().as_const() == Some(1);
+    let (from, to) = (op.operands[0], op.results[0]);
+    let mut old = (0..f.ty(from).rank()).filter(|d| !one(from, *d));
+    let mut list = vec![];
+    for d in 0..f.ty(to).rank() {
+        if one(to, d) {
+            list.push(None);
+            continue;
+        }
+        let o = old.next()?;
+        if f.ty(from).shape[o] != f.ty(to).shape[d] {
+            return None;
+        }
+        list.push(Some(o));
+    }
+    old.next().is_none().then_some(list)
+}
+
+/// Dimensions that must have one name, by union-find over (value, dimension).
+struct Names {
+    offset: Vec<usize>,
+    parent: Vec<usize>,
+}
+
+impl Names {
+    fn new(f: &Function) -> Names {
+        let mut offset = vec![];
+        let mut n = 0;
+        for v in &f.values {
+            offset.push(n);
+            n += v.ty.rank();
+        }
+        let mut names = Names {
+            offset,
+            parent: (0..n).collect(),
+        };
+        for op in f.ops.iter().filter(|op| is_term(f, op) || op.name == "mask") {
+            names.op(f, op);
+        }
+        names
+    }
+
+    fn find(&self, v: ValueId, d: usize) -> usize {
+        let mut at = self.offset[v.0 as usize] + d;
+        while self.parent[at] != at {
+            at = self.parent[at];
+        }
+        at
+    }
+
+    fn join(&mut self, a: (ValueId, usize), b: (ValueId, usize)) {
+        let (a, b) = (self.find(a.0, a.1), self.find(b.0, b.1));
+        self.parent[a.max(b)] = a.min(b);
+    }
+
+    fn op(&mut self, f: &Function, op: &Op) {
+        let Some(&to) = op.results.first() else { return };
+        let rank = f.ty(to).rank();
+        let real = |v: ValueId, d: usize| f.ty(v).shape[d].size().as_const() != Some(1);
+        match op.name.as_str() {
+            "transpose" => {
+                for (d, p) in ints(op, "perm").iter().enumerate() {
+                    self.join((to, d), (op.operands[0], *p as usize));
+                }
+            }
+            "reshape" => {
+                for (d, o) in same_but_ones(f, op).into_iter().flatten().enumerate() {
+                    if let Some(o) = o {
+                        self.join((to, d), (op.operands[0], o));
+                    }
+                }
+            }
+            "matmul" => {
+                let (a, b) = (op.operands[0], op.operands[1]);
+                let (ra, rb) = (f.ty(a).rank(), f.ty(b).rank());
+                let (n, k) = if transposed(op) { (rb - 2, rb - 1) } else { (rb - 1, rb - 2) };
+                self.join((a, ra - 1), (b, k));
+                self.join((to, rank - 1), (b, n));
+                for d in 0..ra - 1 {
+                    if real(a, d) {
+                        self.join((to, d + rank - ra), (a, d));
+                    }
+                }
+                for d in (0..rb - 2).filter(|d| real(b, *d)) {
+                    self.join((to, d + rank - rb), (b, d));
+                }
+            }
+            "constant" | "mask" => {}
+            _ => {
+                for v in &op.operands {
+                    let skip = rank - f.ty(*v).rank();
+                    for d in (0..f.ty(*v).rank()).filter(|d| real(*v, *d) && real(to, d + skip)) {
+                        self.join((to, d + skip), (*v, d));
+                    }
+                }
+            }
+        }
+    }
+}
+
+struct Importer<'f> {
+    f: &'f Function,
+    ops: HashMap<ValueId, &'f Op>,
+    names: Names,
+    graph: Graph,
+    known: HashMap<(ValueId, At), Id>,
+    terms: Vec<(ValueId, At, Id)>,
+    /// Of every mask's cells.
+    edges: Vec<i64>,
+}
+
+impl Importer<'_> {
+    fn tables(&mut self) -> &mut Tables {
+        &mut self.graph.analysis.tables
+    }
+
+    /// The index of a dimension, another one than those in `taken`.
+    fn dimension(&mut self, v: ValueId, d: usize, taken: &[Option<Index>]) -> Option<Index> {
+        let size = self.f.ty(v).shape[d].size();
+        if size.as_const() == Some(1) {
+            return None;
+        }
+        let class = self.names.find(v, d);
+        Some(self.index(class, &size, taken))
+    }
+
+    fn index(&mut self, class: usize, size: &Size, taken: &[Option<Index>]) -> Index {
+        let mut name = format!("{class}:{size}");
+        loop {
+            let index = self.tables().index(&name, size.clone());
+            if !taken.contains(&Some(index)) {
+                return index;
+            }
+            name.push('\'');
+        }
+    }
+
+    fn add(&mut self, term: Term) -> Id {
+        self.graph.add(term)
+    }
+
+    fn number(&mut self, x: f64) -> Id {
+        self.add(Term::Const(Number::from(x)))
+    }
+
+    fn term(&mut self, v: ValueId, at: &At) -> Id {
+        if let Some(id) = self.known.get(&(v, at.clone())) {
+            return *id;
+        }
+        let id = match self.ops.get(&v).copied() {
+            Some(op) => self.op(op, v, at),
+            None => {
+                let name = self.f.value_name(v).to_string();
+                let leaf = LeafInfo {
+                    value: v,
+                    name,
+                    at: at.clone(),
+                };
+                let leaf = self.tables().leaf(leaf);
+                self.add(Term::Leaf(leaf))
+            }
+        };
+        self.known.insert((v, at.clone()), id);
+        self.terms.push((v, at.clone(), id));
+        id
+    }
+
+    /// An operand that broadcasting reads at the result's indices.
+    fn broadcast(&mut self, v: ValueId, at: &At) -> Id {
+        let ty = self.f.ty(v);
+        let skip = at.len() - ty.rank();
+        let own = ty.shape.iter().zip(&at[skip..]);
+        let own: At = own.map(|(d, i)| i.filter(|_| d.size().as_const() != Some(1))).collect();
+        self.term(v, &own)
+    }
+
+    fn op(&mut self, op: &Op, v: ValueId, at: &At) -> Id {
+        let f = self.f;
+        let args: Vec<Id> = match op.name.as_str() {
+            "matmul" | "softmax" | "reduce_sum" | "reduce_max" | "transpose" | "reshape" | "where" | "constant" => vec![],
+            _ => op.operands.iter().map(|x| self.broadcast(*x, at)).collect(),
+        };
+        match op.name.as_str() {
+            "add" => self.add(Term::Add([args[0], args[1]])),
+            "sub" => self.add(Term::Sub([args[0], args[1]])),
+            "mul" => self.add(Term::Mul([args[0], args[1]])),
+            "div" => self.add(Term::Div([args[0], args[1]])),
+            "max" => self.add(Term::Max([args[0], args[1]])),
+            "neg" => self.add(Term::Neg(args[0])),
+            "exp" => self.add(Term::Exp(args[0])),
+            "log" => self.add(Term::Log(args[0])),
+            "rsqrt" => self.add(Term::Rsqrt(args[0])),
+            "sigmoid" => self.add(Term::Sigmoid(args[0])),
+            "silu" => self.add(Term::Silu(args[0])),
+            "cast" => args[0],
+            "constant" => self.number(super::super::schedule::float(op, "value")),
+            "where" => {
+                let domain = self.domain(op.operands[0], at);
+                let [a, b] = [op.operands[1], op.operands[2]].map(|x| self.broadcast(x, at));
+                self.add(Term::Where([domain, a, b]))
+            }
+            "transpose" => {
+                let mut own = vec![None; at.len()];
+                for (d, p) in ints(op, "perm").iter().enumerate() {
+                    own[*p as usize] = at[d];
+                }
+                self.term(op.operands[0], &own)
+            }
+            "reshape" => {
+                let x = op.operands[0];
+                let mut own = vec![None; f.ty(x).rank()];
+                for (d, o) in same_but_ones(f, op).into_iter().flatten().enumerate() {
+                    if let Some(o) = o {
+                        own[o] = at[d];
+                    }
+                }
+                self.term(x, &own)
+            }
+            "reduce_sum" | "reduce_max" => {
+                let (x, axis) = (op.operands[0], super::super::schedule::int(op, "axis") as usize);
+                let mut own = at.clone();
+                let Some(j) = self.dimension(x, axis, at) else {
+                    return self.term(x, &own);
+                };
+                own[axis] = Some(j);
+                let x = self.term(x, &own);
+                self.reduce(op.name == "reduce_sum", j, x)
+            }
+            "softmax" => {
+                let x = self.term(op.operands[0], at);
+                let Some(j) = at.last().copied().flatten() else {
+                    let max = self.add(Term::Sub([x, x]));
+                    return self.add(Term::Exp(max));
+                };
+                let max = self.reduce(false, j, x);
+                let shifted = self.add(Term::Sub([x, max]));
+                let e = self.add(Term::Exp(shifted));
+                let sum = self.reduce(true, j, e);
+                self.add(Term::Div([e, sum]))
+            }
+            "matmul" => {
+                let (a, b) = (op.operands[0], op.operands[1]);
+                let (ra, rb, rank) = (f.ty(a).rank(), f.ty(b).rank(), at.len());
+                let one = |v: ValueId, d: usize| f.ty(v).shape[d].size().as_const() == Some(1);
+                let k = self.dimension(a, ra - 1, at);
+                let mut own: At = (0..ra - 1).map(|d| at[d + rank - ra].filter(|_| !one(a, d))).collect();
+                own.push(k);
+                let x = self.term(a, &own);
+                let mut own: At = (0..rb - 2).map(|d| at[d + rank - rb].filter(|_| !one(b, d))).collect();
+                let n = at[rank - 1];
+                own.extend(if transposed(op) { [n, k] } else { [k, n] });
+                let y = self.term(b, &own);
+                let product = self.add(Term::Mul([x, y]));
+                match k {
+                    Some(k) => self.reduce(true, k, product),
+                    None => product,
+                }
+            }
+            other => unreachable!("{other} ({v:?}) is no term"),
+        }
+    }
+
+    fn reduce(&mut self, sum: bool, j: Index, x: Id) -> Id {
+        let (j, all) = (self.add(Term::Index(j)), self.add(Term::Domain(Domain::All)));
+        self.add(if sum { Term::Sum([j, all, x]) } else { Term::RowMax([j, all, x]) })
+    }
+
+    /// A mask at the indices of the `where` that reads it.
+    fn domain(&mut self, v: ValueId, at: &At) -> Id {
+        let f = self.f;
+        let op = f.ops.iter().find(|o| o.results[0] == v).expect("only masks are asked for");
+        let shape = &f.ty(v).shape;
+        let skip = at.len() - shape.len();
+        let of = |d: usize| at[skip + d].filter(|_| shape[d].size().as_const() != Some(1));
+        let rank = shape.len();
+        // A single key has no index: one of its own, of size 1.
+        let key = of(rank - 1).unwrap_or_else(|| self.index(usize::MAX, &Size::one(), &[]));
+        self.cells(of(rank - 2), key, op, of(0))
+    }
+
+    fn cells(&mut self, row: Option<Index>, key: Index, op: &Op, b: Option<Index>) -> Id {
+        let (edges, far) = (self.edges.clone(), window(op));
+        let start = op.operands.first().map(|s| (*s, b));
+        let pair = Pair { row, key, start, edges };
+        let bits = pair.cells(0, far);
+        let tables = self.tables();
+        let at = match tables.pairs.iter().position(|p| *p == pair) {
+            Some(at) => at,
+            None => {
+                tables.pairs.push(pair);
+                tables.pairs.len() - 1
+            }
+        };
+        self.add(Term::Domain(Domain::Cells {
+            pair: at as u32,
+            bits,
+        }))
+    }
+}
+
+fn transposed(op: &Op) -> bool {
+    super::super::schedule::flag(op, "transpose_b")
+}
+
+fn ints(op: &Op, name: &str) -> Vec<i64> {
+    match op.attrs.get(name) {
+        Some(Attr::Ints(list)) => list.clone(),
+        _ => vec![],
+    }
+}

@@ -1,0 +1,97 @@
+//! The e-graph finds fused attention by itself: every kind of graph, every entry of the derivation, every alternative.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::*;
+use ir::eval::{Context, Tensor, run};
+use ir::{DType, Function, Module, Sizes};
+use passes::egraph::{self, cost::MACHINES, rules};
+
+fn fused(f: &Function) -> Function {
+    let mut module = Module {
+        functions: vec![f.clone()],
+    };
+    for pass in ["cse", "fuse", "cse", "dce"] {
+        let pass = passes::PASSES.iter().find(|p| p.name == pass).unwrap();
+        (pass.run)(&mut module).unwrap();
+        assert_eq!(ir::verify::verify(&module), [], "after {}:\n{module}", pass.name);
+    }
+    module.functions.remove(0)
+}
+
+fn count(f: &Function, op: &str) -> usize {
+    f.ops.iter().filter(|o| o.name == op).count()
+}
+
+fn evaluate(f: &Function, sizes: &Sizes, seed: u64) -> Tensor {
+    let mut random = seed;
+    let mut next = || {
+        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (random >> 40) as f64 / (1u64 << 23) as f64 - 1.0
+    };
+    let mut inputs = BTreeMap::new();
+    for (v, p) in &f.params {
+        let ir::Param::Input(name) = p else { continue };
+        let ty = f.ty(*v);
+        let shape: Vec<usize> = ty.resolve(sizes).unwrap().iter().map(|n| *n as usize).collect();
+        let n = shape.iter().product();
+        let data = if ty.dtype == DType::I32 {
+            vec![(sizes["S"] - 1) as f64; n]
+        } else {
+            (0..n).map(|_| 3.0 * next()).collect()
+        };
+        inputs.insert(name.clone(), Tensor::new(&shape, ty.dtype, data).rounded());
+    }
+    let module = Module {
+        functions: vec![f.clone()],
+    };
+    let context = Context {
+        module: &module,
+        sizes,
+        weights: &|_| None,
+        exact: true,
+    };
+    run(&context, &f.name, &inputs, &mut BTreeMap::new()).unwrap()["out"].clone()
+}
+
+fn same(f: &Function, g: &Function, sizes: &[(&str, i64)]) {
+    let sizes: Sizes = sizes.iter().map(|(k, v)| (k.to_string(), *v)).collect();
+    let (a, b) = (evaluate(f, &sizes, 7), evaluate(g, &sizes, 7));
+    for (x, y) in a.data.iter().zip(&b.data) {
+        assert!((x - y).abs() <= 1e-5 * (1.0 + x.abs()), "{x} and {y} at {sizes:?}");
+    }
+}
+
+/// Name, naive graph, sweeps wanted, of which continue another.
+fn variants(decode: bool) -> Vec<(&'static str, Function, usize, usize)> {
+    vec![
+        ("base", base(decode), 1, 0),
+        ("layer", layer(decode, 3, 1), 2, 1),
+        ("gate per element", layer(decode, 3, HEAD), 2, 1),
+        ("two streams", streams(decode, 3), 2, 0),
+        ("own scale", own_scale(decode, 3), 2, 0),
+        ("three windows", three_windows(decode, [5, 2]), 3, 2),
+    ]
+}
+
+#[test]
+fn every_variant_becomes_sweeps() {
+    for decode in [false, true] {
+        for (name, f, sweeps, continued) in variants(decode) {
+            let g = fused(&f);
+            let text = Module {
+                functions: vec![g.clone()],
+            }
+            .to_string();
+            assert_eq!(count(&g, "sweep"), sweeps, "{name}, decode {decode}:\n{text}");
+            let goes_on = |o: &&ir::Op| o.attrs.contains_key("continues");
+            assert_eq!(g.ops.iter().filter(goes_on).count(), continued, "{name}:\n{text}");
+            assert_eq!(count(&g, "softmax") + count(&g, "where"), usize::from(name == "three windows"), "{name}:\n{text}");
+            for t in [1, 2, 3, 4, 7] {
+                same(&f, &g, &[("B", 2), ("T", t), ("S", t)]);
+            }
+        }
+    }
+}
