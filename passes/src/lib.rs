@@ -7,7 +7,7 @@ pub mod schedule;
 
 use ir::Module;
 
-pub use schedule::schedule;
+pub use schedule::{Scheduling, schedule};
 
 /// Why a pass or the scheduler gave up: a bug of ours, or a graph from a user that has no lowering.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -25,7 +25,7 @@ fn count(f: &Function, op: &str) -> usize {
     f.ops.iter().filter(|o| o.name == op).count()
 }
 
-fn evaluate(f: &Function, sizes: &Sizes, seed: u64) -> Tensor {
+fn inputs(f: &Function, sizes: &Sizes, seed: u64) -> BTreeMap<String, Tensor> {
     let mut random = seed;
     let mut next = || {
         random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -44,6 +44,11 @@ fn evaluate(f: &Function, sizes: &Sizes, seed: u64) -> Tensor {
         };
         inputs.insert(name.clone(), Tensor::new(&shape, ty.dtype, data).rounded());
     }
+    inputs
+}
+
+fn evaluate(f: &Function, sizes: &Sizes, seed: u64) -> Tensor {
+    let inputs = inputs(f, sizes, seed);
     let module = Module {
         functions: vec![f.clone()],
     };
@@ -61,6 +66,31 @@ fn same(f: &Function, g: &Function, sizes: &[(&str, i64)]) {
     let (a, b) = (evaluate(f, &sizes, 7), evaluate(g, &sizes, 7));
     for (x, y) in a.data.iter().zip(&b.data) {
         assert!((x - y).abs() <= 1e-5 * (1.0 + x.abs()), "{x} and {y} at {sizes:?}");
+    }
+}
+
+/// The fused plan, interpreted, against the naive graph.
+fn planned(f: &Function, g: &Function, sizes: &[(&str, i64)]) {
+    let module = Module {
+        functions: vec![g.clone()],
+    };
+    let sizes: Sizes = sizes.iter().map(|(k, v)| (k.to_string(), *v)).collect();
+    let plan = passes::schedule(&module, &g.name, &passes::Scheduling::FUSED).unwrap();
+    assert_eq!(ir::plan::verify::verify(&plan), [], "{plan}");
+    let sweeps = plan.kernels.iter().filter(|k| k.sweep.is_some()).count();
+    assert_eq!(sweeps, 1, "one kernel for all of attention:\n{plan}");
+    let wanted = evaluate(f, &sizes, 7);
+    let inputs = inputs(f, &sizes, 7);
+    let mut memory = ir::plan::eval::allocate(&plan, &sizes).unwrap();
+    for (b, data) in plan.buffers.iter().zip(&mut memory) {
+        if let ir::plan::BufferKind::Input(name) = &b.kind {
+            *data = inputs[name].data.clone();
+        }
+    }
+    ir::plan::eval::run(&plan, &sizes, &mut memory).unwrap();
+    let out = plan.buffers.iter().position(|b| matches!(b.kind, ir::plan::BufferKind::Output(_))).unwrap();
+    for (x, y) in memory[out].iter().zip(&wanted.data) {
+        assert!((x - y).abs() <= 1e-5 * (1.0 + y.abs()), "{x} and {y} at {sizes:?}\n{plan}");
     }
 }
 
@@ -91,6 +121,7 @@ fn every_variant_becomes_sweeps() {
             assert_eq!(count(&g, "softmax") + count(&g, "where"), usize::from(name == "three windows"), "{name}:\n{text}");
             for t in [1, 2, 3, 4, 7] {
                 same(&f, &g, &[("B", 2), ("T", t), ("S", t)]);
+                planned(&f, &g, &[("B", 2), ("T", t), ("S", t)]);
             }
         }
     }

@@ -29,8 +29,8 @@ fn equal_layers_share_their_kernels() {
         }
     };
     let (one, many) = (
-        passes::schedule(&module(1), "main").unwrap(),
-        passes::schedule(&module(9), "main").unwrap(),
+        passes::schedule(&module(1), "main", &passes::Scheduling::FUSED).unwrap(),
+        passes::schedule(&module(9), "main", &passes::Scheduling::FUSED).unwrap(),
     );
     assert_eq!(many.kernels.len(), one.kernels.len());
     assert_eq!(many.launches.len(), 9 * one.launches.len());

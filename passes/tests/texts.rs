@@ -65,7 +65,7 @@ proptest! {
         }
         let entries: Vec<String> = module.functions.iter().map(|f| f.name.clone()).collect();
         for entry in entries.iter().filter(|e| *e == ENTRY || ["prefill", "decode", "logits", "loss"].contains(&e.as_str())) {
-            let _ = passes::schedule(&module, entry);
+            let _ = passes::schedule(&module, entry, &passes::Scheduling::FUSED);
         }
     }
 }

@@ -10,6 +10,8 @@ use egg::Id;
 use ir::{Attr, Function, Op, Size, ValueId};
 
 use super::analysis::{Facts, Graph};
+use crate::schedule::{flag, float, int, ints};
+
 use super::term::{Domain, Index, LeafInfo, Number, Pair, Tables, Term};
 
 /// The indices of a value's dimensions; `None` where the size is 1.
@@ -302,7 +304,7 @@ impl Importer<'_> {
             "sigmoid" => self.add(Term::Sigmoid(args[0])),
             "silu" => self.add(Term::Silu(args[0])),
             "cast" => args[0],
-            "constant" => self.number(super::super::schedule::float(op, "value")),
+            "constant" => self.number(float(op, "value")),
             "where" => {
                 let domain = self.domain(op.operands[0], at);
                 let [a, b] = [op.operands[1], op.operands[2]].map(|x| self.broadcast(x, at));
@@ -326,7 +328,7 @@ impl Importer<'_> {
                 self.term(x, &own)
             }
             "reduce_sum" | "reduce_max" => {
-                let (x, axis) = (op.operands[0], super::super::schedule::int(op, "axis") as usize);
+                let (x, axis) = (op.operands[0], int(op, "axis") as usize);
                 let mut own = at.clone();
                 let Some(j) = self.dimension(x, axis, at) else {
                     return self.term(x, &own);
@@ -408,12 +410,5 @@ impl Importer<'_> {
 }
 
 fn transposed(op: &Op) -> bool {
-    super::super::schedule::flag(op, "transpose_b")
-}
-
-fn ints(op: &Op, name: &str) -> Vec<i64> {
-    match op.attrs.get(name) {
-        Some(Attr::Ints(list)) => list.clone(),
-        _ => vec![],
-    }
+    flag(op, "transpose_b")
 }

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use ir::plan::{Access, Arg, Binary, Contraction, Expr, ExprId, Kernel, Launch, Reduction, Stage, Unary};
-use ir::{DType, Size};
+use ir::plan::{Access, Arg, Binary, Contraction, Expr, ExprId, Kernel, Launch, Reduction, Stage, Sweep, Unary};
+use ir::{DType, Size, ValueId};
 
 use super::view::View;
 
@@ -19,6 +19,12 @@ pub struct KernelBuilder {
     exprs: Vec<Expr>,
     known: HashMap<Expr, ExprId>,
     stages: Vec<Stage>,
+    /// Expressions of the graph's values that are computed here.
+    values: HashMap<ValueId, ExprId>,
+    pub contraction: Option<Contraction>,
+    pub sweep: Option<Sweep>,
+    /// Segments of the sweep, by the value they are the state of.
+    pub segments: HashMap<ValueId, usize>,
 }
 
 impl KernelBuilder {
@@ -49,7 +55,34 @@ impl KernelBuilder {
             exprs: vec![],
             known: HashMap::new(),
             stages: vec![],
+            values: HashMap::new(),
+            contraction: None,
+            sweep: None,
+            segments: HashMap::new(),
         }
+    }
+
+    pub fn rename(&mut self, name: &str) {
+        self.name = name.to_string();
+    }
+
+    /// The graph's value as an expression, if it is one already.
+    pub fn value(&self, v: ValueId) -> Option<ExprId> {
+        self.values.get(&v).copied()
+    }
+
+    pub fn remember(&mut self, v: ValueId, e: ExprId) {
+        self.values.insert(v, e);
+    }
+
+    /// How many of the shape's first `n` dimensions are in the iteration space.
+    pub fn kept(&self, n: usize) -> usize {
+        self.kept[..n].iter().flatten().count()
+    }
+
+    /// Is dimension d of the shape in the iteration space?
+    pub fn keeps(&self, d: usize) -> bool {
+        self.kept[d].is_some()
     }
 
     pub fn expr(&mut self, expr: Expr) -> ExprId {
@@ -167,19 +200,20 @@ impl KernelBuilder {
     }
 
     /// The kernel and the buffers of its arguments.
-    pub fn finish(self, contraction: Option<Contraction>) -> (Kernel, Launch) {
+    pub fn finish(self) -> (Kernel, Launch) {
         let mut outer = self.sizes;
         let cols = outer.pop().unwrap_or_else(Size::one);
-        let kernel = Kernel {
+        let mut kernel = Kernel {
             name: self.name,
             args: self.args,
             outer,
             cols,
-            contraction,
-            sweep: None,
+            contraction: self.contraction,
+            sweep: self.sweep,
             exprs: self.exprs,
             stages: self.stages,
         };
+        merge_rows(&mut kernel);
         (
             kernel,
             Launch {
@@ -188,4 +222,50 @@ impl KernelBuilder {
             },
         )
     }
+}
+
+/// Row dimensions of a contraction that lie one behind the other in everything it touches become one.
+fn merge_rows(kernel: &mut Kernel) {
+    let Some(batch) = kernel.contraction.as_ref().map(|c| c.batch) else {
+        return;
+    };
+    let mut d = kernel.outer.len();
+    while d >= batch + 2 {
+        d -= 1;
+        let size = kernel.outer[d].clone();
+        let follows = |a: &mut Access| a.strides[d - 1] == &a.strides[d] * &size;
+        let position = |e: &Expr| matches!(e, Expr::Index(i) if *i == d || *i == d - 1);
+        if kernel.exprs.iter().any(position) || !accesses(kernel).into_iter().all(follows) {
+            continue;
+        }
+        let inner = kernel.outer.remove(d);
+        kernel.outer[d - 1] = &kernel.outer[d - 1] * &inner;
+        for a in accesses(kernel) {
+            a.strides.remove(d - 1);
+        }
+        for e in &mut kernel.exprs {
+            if let Expr::Index(i) = e
+                && *i > d
+            {
+                *i -= 1;
+            }
+        }
+    }
+}
+
+/// All accesses whose strides are the outer dimensions'.
+fn accesses(kernel: &mut Kernel) -> Vec<&mut Access> {
+    let mut list: Vec<&mut Access> = vec![];
+    for e in &mut kernel.exprs {
+        if let Expr::Load(a) = e {
+            list.push(a);
+        }
+    }
+    for s in &mut kernel.stages {
+        if let Stage::Store { to, .. } = s {
+            list.push(to);
+        }
+    }
+    list.extend(kernel.contraction.as_mut().map(|c| &mut c.a));
+    list
 }

@@ -1,26 +1,56 @@
-//! Graph to plan: one kernel per op, chains of element-wise ops joined, views for what only moves names.
+//! Graph to plan: which ops share a kernel, and views for what only moves names.
 //!
-//! This is the honest unfused program: no op but an element-wise one joins another. Calls are inlined, a layer's launches once
-//! per layer; equal kernels are one.
+//! Calls are inlined, a layer's launches once per layer; equal kernels are one. With `Scheduling::OP_BY_OP` only chains of
+//! element-wise ops join: the honest unfused program that fusion is compared with.
 
 mod build;
-mod elementwise;
+mod expression;
+mod groups;
+mod layout;
 mod matmul;
 mod rows;
 mod slots;
+mod sweep;
 pub mod view;
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use ir::plan::{Buffer, BufferKind, Kernel, Launch, Plan, WeightRecipe};
 use ir::{Attr, DType, Function, Module, Op, Param, Size, TensorType, ValueId};
 
 use crate::PassError;
 use build::KernelBuilder;
+use groups::Groups;
+use layout::Layouts;
 use view::{View, sizes};
 
+/// What kernels may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scheduling {
+    /// Ops before and after a matmul, a sweep or a reduction join its kernel; else only element-wise chains are one.
+    pub epilogues: bool,
+    /// Sweeps of the same queries share a kernel.
+    pub joined_sweeps: bool,
+    /// Values lie as their readers want them.
+    pub layouts: bool,
+}
+
+impl Scheduling {
+    pub const FUSED: Scheduling = Scheduling {
+        epilogues: true,
+        joined_sweeps: true,
+        layouts: true,
+    };
+    pub const OP_BY_OP: Scheduling = Scheduling {
+        epilogues: false,
+        joined_sweeps: false,
+        layouts: false,
+    };
+}
+
 /// The plan of one entry point.
-pub fn schedule(module: &Module, entry: &str) -> Result<Plan, PassError> {
+pub fn schedule(module: &Module, entry: &str, options: &Scheduling) -> Result<Plan, PassError> {
     let f = module
         .function(entry)
         .ok_or_else(|| PassError(format!("the graph has no function @{entry}")))?;
@@ -36,6 +66,8 @@ pub fn schedule(module: &Module, entry: &str) -> Result<Plan, PassError> {
         kernels: HashMap::new(),
         named: HashMap::new(),
         shared: HashMap::new(),
+        options: *options,
+        analysed: HashMap::new(),
     };
     let mut inputs = vec![];
     for (v, param) in &f.params {
@@ -59,8 +91,9 @@ pub(crate) enum Def<'f> {
     /// In memory.
     View(View),
     /// A checkpoint tensor nobody has asked for yet: a matmul wants it packed, others as it is.
-    Weight { name: String, ty: TensorType },
-    /// An element-wise op that its only reader will compute.
+    /// Several stand one below the other.
+    Weight { names: Vec<String>, ty: TensorType },
+    /// An op that its readers' kernel will compute.
     Lazy(&'f Op),
 }
 
@@ -73,12 +106,16 @@ pub(crate) struct Scheduler<'m> {
     named: HashMap<String, usize>,
     /// Weights and states: one buffer each.
     shared: HashMap<String, usize>,
+    options: Scheduling,
+    /// By function.
+    analysed: HashMap<String, Rc<(Groups, Layouts)>>,
 }
 
 /// One function on the way, with its layer.
 pub(crate) struct Frame<'f> {
     f: &'f Function,
     defs: HashMap<ValueId, Def<'f>>,
+    analysis: Rc<(Groups, Layouts)>,
 }
 
 impl<'m> Scheduler<'m> {
@@ -90,6 +127,16 @@ impl<'m> Scheduler<'m> {
             kind,
         });
         self.plan.buffers.len() - 1
+    }
+
+    /// A new temporary for a value of the function, laid out as its reader wants it.
+    fn placed(&mut self, frame: &Frame, v: ValueId, ty: &TensorType) -> View {
+        let mut view = self.temporary(ty);
+        if let Some(order) = frame.analysis.1.get(&v) {
+            view.strides = layout::strides(&view.shape, order);
+            self.plan.buffers[view.buffer].shape = order.iter().map(|d| view.shape[*d].clone()).collect();
+        }
+        view
     }
 
     /// A new dense temporary; its slot comes last.
@@ -109,12 +156,13 @@ impl<'m> Scheduler<'m> {
     }
 
     /// A checkpoint tensor in memory, packed or as it is.
-    fn weight(&mut self, name: &str, ty: &TensorType, packed: bool) -> View {
+    fn weight(&mut self, names: &[String], ty: &TensorType, packed: bool) -> View {
         let kind = BufferKind::Weight(WeightRecipe::Tensors {
-            names: vec![name.to_string()],
+            names: names.to_vec(),
             packed,
         });
-        let buffer = self.shared_buffer(format!("{name} {} {packed}", ty.dtype), name, ty, kind);
+        let name = names.join(" | ");
+        let buffer = self.shared_buffer(format!("{name} {} {packed}", ty.dtype), &name, ty, kind);
         View::whole(buffer, ty.dtype, sizes(&ty.shape))
     }
 
@@ -160,9 +208,19 @@ impl<'m> Scheduler<'m> {
 
     /// Results in order; `inputs` in the order of the parameters.
     fn function(&mut self, f: &Function, layer: i64, inputs: &[View]) -> Result<Vec<View>, PassError> {
+        let analysis = match self.analysed.get(&f.name) {
+            Some(known) => known.clone(),
+            None => {
+                let layouts = if self.options.layouts { layout::layouts(f) } else { Layouts::new() };
+                let made = Rc::new((Groups::new(f, &self.options), layouts));
+                self.analysed.insert(f.name.clone(), made.clone());
+                made
+            }
+        };
         let mut frame = Frame {
             f,
             defs: HashMap::new(),
+            analysis,
         };
         let mut inputs = inputs.iter();
         for (v, param) in &f.params {
@@ -176,7 +234,7 @@ impl<'m> Scheduler<'m> {
                         .ok_or_else(|| PassError(format!("@{}: no argument for {name}", f.name)))?,
                 ),
                 Param::Weight(name) => Def::Weight {
-                    name: at_layer(name),
+                    names: vec![at_layer(name)],
                     ty: ty.clone(),
                 },
                 Param::State(name) => {
@@ -188,9 +246,8 @@ impl<'m> Scheduler<'m> {
             };
             frame.defs.insert(*v, def);
         }
-        let uses = elementwise::uses(f);
         for op in &f.ops {
-            self.op(&mut frame, op, &uses)
+            self.op(&mut frame, op)
                 .map_err(|e| PassError(format!("@{}: {}: {e}", f.name, op.name)))?;
         }
         f.returns.iter().map(|(_, v)| self.view(&mut frame, *v)).collect()
@@ -200,8 +257,8 @@ impl<'m> Scheduler<'m> {
     fn view(&mut self, frame: &mut Frame, v: ValueId) -> Result<View, PassError> {
         let view = match frame.defs.get(&v).cloned() {
             Some(Def::View(view)) => return Ok(view),
-            Some(Def::Weight { name, ty }) => self.weight(&name, &ty, false),
-            Some(Def::Lazy(op)) => self.elementwise(frame, op)?,
+            Some(Def::Weight { names, ty }) => self.weight(&names, &ty, false),
+            Some(Def::Lazy(op)) => self.kernel(frame, op)?,
             None => return Err(PassError(format!("%{} has no value", frame.f.value_name(v)))),
         };
         frame.defs.insert(v, Def::View(view.clone()));
@@ -231,7 +288,7 @@ impl<'m> Scheduler<'m> {
         let mut k = KernelBuilder::new("copy", &from.shape);
         let value = k.load_broadcast(from);
         k.store(to, value);
-        self.launch(k.finish(None));
+        self.launch(k.finish());
     }
 
     /// The result in a buffer of the caller's. A temporary that is the result as it stands becomes that buffer.
@@ -250,23 +307,23 @@ impl<'m> Scheduler<'m> {
         self.copy_into(&view, &View::whole(buffer, ty.dtype, sizes(&ty.shape)));
     }
 
-    fn op<'f>(&mut self, frame: &mut Frame<'f>, op: &'f Op, uses: &elementwise::Uses) -> Result<(), PassError> {
+    fn op<'f>(&mut self, frame: &mut Frame<'f>, op: &'f Op) -> Result<(), PassError> {
         if op.name == "call" {
             return self.call(frame, op);
         }
         let v = op.results[0];
-        if elementwise::is_elementwise(&op.name) {
-            if uses.can_wait(op) {
-                frame.defs.insert(v, Def::Lazy(op));
-            } else {
-                let view = self.elementwise(frame, op)?;
-                frame.defs.insert(v, Def::View(view));
-            }
+        let ty = frame.f.ty(v).clone();
+        if frame.groups().waits(v) {
+            frame.defs.insert(v, Def::Lazy(op));
             return Ok(());
         }
-        let ty = frame.f.ty(v).clone();
+        if let Some(weight) = stacked(frame, op, &ty) {
+            frame.defs.insert(v, weight);
+            return Ok(());
+        }
         let view = match op.name.as_str() {
-            "matmul" => self.matmul(frame, op, &ty)?,
+            name if expression::is_elementwise(name) => self.kernel(frame, op)?,
+            "matmul" | "mean" => self.kernel(frame, op)?,
             "reshape" => {
                 let x = self.view(frame, op.operands[0])?;
                 let shape = sizes(&ty.shape);
@@ -280,10 +337,8 @@ impl<'m> Scheduler<'m> {
                 }
             }
             "transpose" => {
-                let Some(Attr::Ints(perm)) = op.attrs.get("perm") else {
-                    return Err(PassError("perm is missing".into()));
-                };
-                self.view(frame, op.operands[0])?.transposed(perm)
+                let perm = ints(op, "perm");
+                self.view(frame, op.operands[0])?.transposed(&perm)
             }
             "slice" => {
                 let x = self.view(frame, op.operands[0])?;
@@ -323,6 +378,37 @@ impl<'m> Scheduler<'m> {
             frame.defs.insert(*v, Def::View(view));
         }
         Ok(())
+    }
+}
+
+/// Weights that stand one below the other are one weight, made when it is loaded.
+fn stacked<'f>(frame: &Frame<'f>, op: &Op, ty: &TensorType) -> Option<Def<'f>> {
+    if op.name != "concat" || int(op, "axis") != 0 {
+        return None;
+    }
+    let mut all = vec![];
+    for v in &op.operands {
+        match frame.defs.get(v) {
+            Some(Def::Weight { names, .. }) => all.extend(names.iter().cloned()),
+            _ => return None,
+        }
+    }
+    Some(Def::Weight {
+        names: all,
+        ty: ty.clone(),
+    })
+}
+
+impl Frame<'_> {
+    fn groups(&self) -> &Groups {
+        &self.analysis.0
+    }
+}
+
+pub(crate) fn ints(op: &Op, name: &str) -> Vec<i64> {
+    match op.attrs.get(name) {
+        Some(Attr::Ints(list)) => list.clone(),
+        _ => vec![],
     }
 }
 

@@ -56,7 +56,7 @@ impl Scheduler<'_> {
             "cross_entropy" => k = cross_entropy(&operands[0], &operands[1], &to),
             other => return Err(PassError(format!("there is no kernel for `{other}`"))),
         }
-        self.launch(k.finish(None));
+        self.launch(k.finish());
         Ok(to)
     }
 
@@ -140,7 +140,7 @@ impl Scheduler<'_> {
         }
         let indirect = (ring || operands.len() > 2).then(|| (row, std::mem::replace(&mut strides[2], Size::from(0))));
         k.store_at(cache, &strides, indirect, value, when);
-        self.launch(k.finish(None));
+        self.launch(k.finish());
         Ok(cache.clone())
     }
 

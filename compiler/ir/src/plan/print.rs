@@ -174,7 +174,7 @@ impl Body<'_> {
                 .after
                 .map(|a| format!(", going on from s{a}"))
                 .unwrap_or_default();
-            let scale = float(f32::from_bits(s.scale));
+            let scale = float(f32::from_bits(segment.scale));
             self.lines.push(format!(
                 "s{i} = mean over key in {} with {} <= p - key{far} of {v} by exp({scale} * (sum over d in {} of {q} * {k})){after}",
                 segment.keys, segment.near, s.depth

@@ -1,6 +1,6 @@
 //! Attention as a plan sees it: measures over ranges of keys, streamed once, the values integrated under them.
 //!
-//! With e_p(j) = exp(scale * q . k_p[j] - m_p), segment p's result at column d is
+//! With e_p(j) = exp(scale_p * q . k_p[j] - m_p), segment p's result at column d is
 //! `sum_j e_p(j) v_p[j, d] / sum_j e_p(j)` over the keys it and the segments it continues have seen; 0 where that is no key at all.
 //! m_p is the running maximum, which no result depends on (Milakov and Gimelshein, arXiv 1805.02867). A segment that continues
 //! another goes on with a copy of its accumulator, so that a window's result is a prefix of the global one.
@@ -20,8 +20,6 @@ pub struct Sweep {
     pub q: Access,
     /// Elements of a query and of a key; a value has `Kernel::cols`.
     pub depth: i64,
-    /// f32, by its bits.
-    pub scale: u32,
     /// Is the last outer dimension the tokens'? Then row t stands at position start + t, else all rows stand at start.
     pub tokens: bool,
     /// An i32 expression over the batch dimensions; absent: 0.
@@ -34,6 +32,8 @@ pub struct Sweep {
 pub struct Segment {
     pub k: Rows,
     pub v: Rows,
+    /// Of the products of queries and keys; f32, by its bits.
+    pub scale: u32,
     /// How many keys there are.
     pub keys: Size,
     /// Key j is seen from position p iff near <= p - j < far.
@@ -115,7 +115,7 @@ pub(super) fn swept(s: &mut Scalar, p: usize) -> Result<f64, EvalError> {
             }
             let v = row(s, sweep, &segment.v, j)? + column;
             let v = s.checked(segment.v.arg, v)?;
-            scores.push(dot * f64::from(f32::from_bits(sweep.scale)));
+            scores.push(dot * f64::from(f32::from_bits(segment.scale)));
             values.push(s.args[segment.v.arg][v]);
         }
     }

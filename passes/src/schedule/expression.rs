@@ -1,46 +1,12 @@
-//! Chains of element-wise ops as one kernel: an op waits if its only reader is element-wise too.
+//! One kernel for a root and all that waits for it: each op becomes expressions of the kernel's point.
 
-use std::collections::HashMap;
-
-use ir::plan::{Binary, ExprId, Unary};
-use ir::{Attr, DType, Function, Op, ValueId};
+use ir::plan::{Binary, ExprId, Reduction, Unary};
+use ir::{Attr, DType, Op, Size, ValueId};
 
 use super::build::KernelBuilder;
 use super::view::{View, sizes};
 use super::{Def, Frame, Scheduler, float, int};
 use crate::PassError;
-
-/// How values are read.
-pub struct Uses {
-    /// Readers of a value; a return counts as one that is not element-wise.
-    count: HashMap<ValueId, usize>,
-    all_elementwise: HashMap<ValueId, bool>,
-}
-
-pub fn uses(f: &Function) -> Uses {
-    let mut uses = Uses {
-        count: HashMap::new(),
-        all_elementwise: HashMap::new(),
-    };
-    let mut read = |v: ValueId, elementwise: bool| {
-        *uses.count.entry(v).or_insert(0) += 1;
-        *uses.all_elementwise.entry(v).or_insert(true) &= elementwise;
-    };
-    for op in &f.ops {
-        op.operands.iter().for_each(|v| read(*v, is_elementwise(&op.name)));
-    }
-    f.returns.iter().for_each(|(_, v)| read(*v, false));
-    uses
-}
-
-impl Uses {
-    /// May the op's readers compute it themselves? Constants and masks cost next to nothing, others are computed once.
-    pub fn can_wait(&self, op: &Op) -> bool {
-        let v = op.results[0];
-        let cheap = matches!(op.name.as_str(), "constant" | "mask");
-        self.all_elementwise.get(&v) == Some(&true) && (cheap || self.count.get(&v) == Some(&1))
-    }
-}
 
 pub fn is_elementwise(name: &str) -> bool {
     unary(name).is_some() || binary(name).is_some() || matches!(name, "cast" | "where" | "mask" | "constant")
@@ -70,20 +36,29 @@ fn binary(name: &str) -> Option<Binary> {
 }
 
 impl Scheduler<'_> {
-    /// One kernel for the op and all that waits for it.
-    pub(super) fn elementwise(&mut self, frame: &mut Frame, op: &Op) -> Result<View, PassError> {
-        let ty = frame.f.ty(op.results[0]).clone();
+    /// The kernel whose root is `op`.
+    pub(super) fn kernel(&mut self, frame: &mut Frame, op: &Op) -> Result<View, PassError> {
+        let root = op.results[0];
+        let ty = frame.f.ty(root).clone();
         let shape = sizes(&ty.shape);
         let mut names = vec![];
-        let mut k = KernelBuilder::new("", &shape);
+        let mut k = if frame.groups().is_heavy(root) {
+            KernelBuilder::keeping_columns("", &shape)
+        } else {
+            KernelBuilder::new("", &shape)
+        };
         let value = self.expression(frame, &mut k, op, shape.len(), &mut names)?;
-        let to = self.temporary(&ty);
-        k.store(&to, value);
+        let to = self.placed(frame, root, &ty);
+        let mut strides = to.broadcast_strides(shape.len());
+        if frame.groups().is_heavy(root) {
+            // A contraction's columns have a stride even if there is one.
+            *strides.last_mut().expect("a matmul has columns") = Size::one();
+        }
+        k.store_at(&to, &strides, None, value, None);
         names.dedup();
         names.truncate(4);
-        let (mut kernel, launch) = k.finish(None);
-        kernel.name = names.join("_");
-        self.launch((kernel, launch));
+        k.rename(&names.join("_"));
+        self.launch(k.finish());
         Ok(to)
     }
 
@@ -96,25 +71,39 @@ impl Scheduler<'_> {
         rank: usize,
         names: &mut Vec<String>,
     ) -> Result<ExprId, PassError> {
-        if op.name != "constant" {
-            names.push(op.name.clone());
+        if let Some(known) = k.value(op.results[0]) {
+            return Ok(known);
         }
-        if op.name == "mask" {
-            return self.mask(frame, k, op, rank);
-        }
-        if op.name == "constant" {
-            return Ok(k.float(float(op, "value")));
-        }
-        let mut args = vec![];
-        for v in &op.operands {
-            args.push(self.operand(frame, k, *v, rank, names)?);
-        }
-        Ok(match (unary(&op.name), binary(&op.name)) {
-            (Some(u), _) => k.unary(u, args[0]),
-            (_, Some(b)) => k.binary(b, args[0], args[1]),
-            _ if op.name == "where" => k.select(args[0], args[1], args[2]),
-            _ => args[0],
-        })
+        let value = match op.name.as_str() {
+            "constant" => k.float(float(op, "value")),
+            "mask" => self.mask(frame, k, op, rank)?,
+            "mean" => {
+                names.push("sweep".to_string());
+                self.swept(frame, k, op)?
+            }
+            "matmul" => self.contract(frame, k, op, names)?,
+            "reduce_sum" | "reduce_max" => {
+                names.push(op.name.clone());
+                let x = self.operand(frame, k, op.operands[0], rank, names)?;
+                let how = if op.name == "reduce_sum" { Reduction::Sum } else { Reduction::Max };
+                k.reduce(how, x)
+            }
+            name => {
+                names.push(name.to_string());
+                let mut args = vec![];
+                for v in &op.operands {
+                    args.push(self.operand(frame, k, *v, rank, names)?);
+                }
+                match (unary(name), binary(name)) {
+                    (Some(u), _) => k.unary(u, args[0]),
+                    (_, Some(b)) => k.binary(b, args[0], args[1]),
+                    _ if name == "where" => k.select(args[0], args[1], args[2]),
+                    _ => args[0],
+                }
+            }
+        };
+        k.remember(op.results[0], value);
+        Ok(value)
     }
 
     fn operand(
