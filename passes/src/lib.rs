@@ -3,6 +3,9 @@
 mod cse;
 mod dce;
 pub mod egraph;
+mod join_projections;
+mod join_rows;
+mod order;
 pub mod schedule;
 
 use ir::Module;
@@ -22,4 +25,10 @@ pub struct Pass {
 }
 
 /// In the order the pipeline runs them.
-pub static PASSES: &[Pass] = &[cse::CSE, egraph::FUSE, dce::DCE];
+pub static PASSES: &[Pass] = &[
+    cse::CSE,
+    egraph::FUSE,
+    join_rows::JOIN_ROWS,
+    join_projections::JOIN_PROJECTIONS,
+    dce::DCE,
+];

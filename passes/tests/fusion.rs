@@ -28,7 +28,9 @@ fn count(f: &Function, op: &str) -> usize {
 fn inputs(f: &Function, sizes: &Sizes, seed: u64) -> BTreeMap<String, Tensor> {
     let mut random = seed;
     let mut next = || {
-        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        random = random
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         (random >> 40) as f64 / (1u64 << 23) as f64 - 1.0
     };
     let mut inputs = BTreeMap::new();
@@ -88,9 +90,16 @@ fn planned(f: &Function, g: &Function, sizes: &[(&str, i64)]) {
         }
     }
     ir::plan::eval::run(&plan, &sizes, &mut memory).unwrap();
-    let out = plan.buffers.iter().position(|b| matches!(b.kind, ir::plan::BufferKind::Output(_))).unwrap();
+    let out = plan
+        .buffers
+        .iter()
+        .position(|b| matches!(b.kind, ir::plan::BufferKind::Output(_)))
+        .unwrap();
     for (x, y) in memory[out].iter().zip(&wanted.data) {
-        assert!((x - y).abs() <= 1e-5 * (1.0 + y.abs()), "{x} and {y} at {sizes:?}\n{plan}");
+        assert!(
+            (x - y).abs() <= 1e-5 * (1.0 + y.abs()),
+            "{x} and {y} at {sizes:?}\n{plan}"
+        );
     }
 }
 
@@ -118,7 +127,11 @@ fn every_variant_becomes_sweeps() {
             assert_eq!(count(&g, "sweep"), sweeps, "{name}, decode {decode}:\n{text}");
             let goes_on = |o: &&ir::Op| o.attrs.contains_key("continues");
             assert_eq!(g.ops.iter().filter(goes_on).count(), continued, "{name}:\n{text}");
-            assert_eq!(count(&g, "softmax") + count(&g, "where"), usize::from(name == "three windows"), "{name}:\n{text}");
+            assert_eq!(
+                count(&g, "softmax") + count(&g, "where"),
+                usize::from(name == "three windows"),
+                "{name}:\n{text}"
+            );
             for t in [1, 2, 3, 4, 7] {
                 same(&f, &g, &[("B", 2), ("T", t), ("S", t)]);
                 planned(&f, &g, &[("B", 2), ("T", t), ("S", t)]);

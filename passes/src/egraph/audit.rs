@@ -17,7 +17,11 @@ enum Value {
     Truth(Vec<bool>),
     Index(Index),
     /// x where the measure lives, over the stream too.
-    Measure { stream: Index, x: Vec<f64>, inside: Vec<bool> },
+    Measure {
+        stream: Index,
+        x: Vec<f64>,
+        inside: Vec<bool>,
+    },
 }
 
 /// All assignments of the indices, row-major.
@@ -158,7 +162,9 @@ fn value(graph: &Graph, space: &Space, values: &HashMap<Id, (Value, String)>, te
     };
     let map = |a: &Id, f: fn(f64) -> f64| Some(Value::Tensor(tensor(a)?.iter().map(|x| f(*x)).collect()));
     let zip = |a: &Id, b: &Id, f: fn(f64, f64) -> f64| {
-        Some(Value::Tensor(tensor(a)?.iter().zip(tensor(b)?).map(|(x, y)| f(*x, *y)).collect()))
+        Some(Value::Tensor(
+            tensor(a)?.iter().zip(tensor(b)?).map(|(x, y)| f(*x, *y)).collect(),
+        ))
     };
     let points = 0..space.len;
     match term {
@@ -223,7 +229,9 @@ fn value(graph: &Graph, space: &Space, values: &HashMap<Id, (Value, String)>, te
             let Value::Measure { stream, x, inside } = of(s)? else {
                 return None;
             };
-            Some(Value::Tensor(points.map(|p| maximum(space, *stream, inside, x, p)).collect()))
+            Some(Value::Tensor(
+                points.map(|p| maximum(space, *stream, inside, x, p)).collect(),
+            ))
         }
         Term::Const(x) => Some(Value::Tensor(vec![x.value(); space.len])),
         Term::Index(i) => Some(Value::Index(*i)),
@@ -254,6 +262,8 @@ fn contains(graph: &Graph, space: &Space, d: Domain, p: usize) -> bool {
     };
     let pair = &graph.analysis.tables.pairs[pair as usize];
     let row = pair.row.map_or(0, |i| space.at(p, i) as i64);
-    let start = pair.start.map_or(0, |(_, b)| space.starts[b.map_or(0, |b| space.at(p, b)) % 8]);
+    let start = pair
+        .start
+        .map_or(0, |(_, b)| space.starts[b.map_or(0, |b| space.at(p, b)) % 8]);
     pair.contains(bits, start + row - space.at(p, pair.key) as i64)
 }

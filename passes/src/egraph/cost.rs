@@ -78,7 +78,10 @@ impl<'g> Model<'g> {
             graph,
             roots: roots.iter().map(|r| graph.find(*r)).collect(),
             sizes: tables.indices.iter().map(|i| size(&i.size)).collect(),
-            keys: tables.pairs.iter().fold(0, |s, p| s | 1u64.checked_shl(p.key.0).unwrap_or(0)),
+            keys: tables
+                .pairs
+                .iter()
+                .fold(0, |s, p| s | 1u64.checked_shl(p.key.0).unwrap_or(0)),
         }
     }
 
@@ -144,7 +147,11 @@ impl<'g> Model<'g> {
         let seen = pair.intervals(bits).iter().fold(0.0, |sum, (near, far)| {
             sum + nearer(far.map_or(f64::MAX, |f| f as f64)) - nearer(*near as f64)
         });
-        let future = if bits & 1 == 1 && pair.row.is_some() { keys / 2.0 } else { 0.0 };
+        let future = if bits & 1 == 1 && pair.row.is_some() {
+            keys / 2.0
+        } else {
+            0.0
+        };
         (seen + future) / keys
     }
 

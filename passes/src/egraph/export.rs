@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 
 use egg::{Id, Language};
-use ir::{Attr, Attrs, DType, Function, Op, ValueId};
+use ir::{Attr, Attrs, DType, Function, ValueId};
 
 use super::analysis::Graph;
 use super::cost::{Choice, Model};
@@ -19,10 +19,7 @@ pub fn export(f: &mut Function, import: &Import, choice: &Choice) -> Vec<ValueId
     let model = Model::new(&import.graph, &roots);
     let mut values: HashMap<Id, Vec<(ValueId, At)>> = HashMap::new();
     for (v, at, id) in &import.terms {
-        values
-            .entry(import.graph.find(*id))
-            .or_default()
-            .push((*v, at.clone()));
+        values.entry(import.graph.find(*id)).or_default().push((*v, at.clone()));
     }
     let old = f.ops.len();
     let mut exporter = Exporter {
@@ -47,10 +44,14 @@ pub fn export(f: &mut Function, import: &Import, choice: &Choice) -> Vec<ValueId
     }
     // Only readers outside the terms see the new values; the old terms die.
     for op in &mut f.ops[..old] {
-        op.operands.iter_mut().for_each(|v| *v = replaced.get(v).copied().unwrap_or(*v));
+        op.operands
+            .iter_mut()
+            .for_each(|v| *v = replaced.get(v).copied().unwrap_or(*v));
     }
-    f.returns.iter_mut().for_each(|(_, v)| *v = replaced.get(v).copied().unwrap_or(*v));
-    sort(f);
+    f.returns
+        .iter_mut()
+        .for_each(|(_, v)| *v = replaced.get(v).copied().unwrap_or(*v));
+    crate::order::sort(f);
     let mut changed: Vec<ValueId> = replaced.into_keys().collect();
     changed.sort();
     changed
@@ -183,7 +184,9 @@ impl Exporter<'_> {
         // Queries at [.., row, d], keys at [.., j, d], values at [.., j, e].
         let q = self.layout(q, |at| at.len() > 2 && at[at.len() - 2] == pair.row)?;
         let depth = *q.1.last()?;
-        let k = self.layout(k, |at| at.len() == q.1.len() && at.last() == Some(&depth) && at[at.len() - 2] == Some(j))?;
+        let k = self.layout(k, |at| {
+            at.len() == q.1.len() && at.last() == Some(&depth) && at[at.len() - 2] == Some(j)
+        })?;
         let v = self.layout(f, |at| at.len() == q.1.len() && at[at.len() - 2] == Some(j))?;
         let mut at = q.1.clone();
         *at.last_mut()? = *v.1.last()?;
@@ -276,41 +279,4 @@ fn aligned(a: &At, b: &At) -> Option<At> {
             (i, j) => Some(i.or(j)),
         })
         .collect()
-}
-
-/// Every op behind its operands, otherwise in the order it stood.
-fn sort(f: &mut Function) {
-    let defined_by: HashMap<ValueId, usize> = f
-        .ops
-        .iter()
-        .enumerate()
-        .flat_map(|(i, op)| op.results.iter().map(move |v| (*v, i)))
-        .collect();
-    let mut done = vec![false; f.ops.len()];
-    let mut order = vec![];
-    for root in 0..f.ops.len() {
-        let mut stack = vec![root];
-        while let Some(&at) = stack.last() {
-            if done[at] {
-                stack.pop();
-                continue;
-            }
-            let mut waits: Vec<usize> = f.ops[at]
-                .operands
-                .iter()
-                .filter_map(|v| defined_by.get(v).copied())
-                .filter(|i| !done[*i])
-                .collect();
-            if waits.is_empty() {
-                done[at] = true;
-                order.push(at);
-                stack.pop();
-            } else {
-                waits.reverse();
-                stack.extend(waits);
-            }
-        }
-    }
-    let mut ops: Vec<Option<Op>> = std::mem::take(&mut f.ops).into_iter().map(Some).collect();
-    f.ops = order.into_iter().filter_map(|i| ops[i].take()).collect();
 }

@@ -184,7 +184,11 @@ impl Names {
             "matmul" => {
                 let (a, b) = (op.operands[0], op.operands[1]);
                 let (ra, rb) = (f.ty(a).rank(), f.ty(b).rank());
-                let (n, k) = if transposed(op) { (rb - 2, rb - 1) } else { (rb - 1, rb - 2) };
+                let (n, k) = if transposed(op) {
+                    (rb - 2, rb - 1)
+                } else {
+                    (rb - 1, rb - 2)
+                };
                 self.join((a, ra - 1), (b, k));
                 self.join((to, rank - 1), (b, n));
                 for d in 0..ra - 1 {
@@ -288,7 +292,9 @@ impl Importer<'_> {
     fn op(&mut self, op: &Op, v: ValueId, at: &At) -> Id {
         let f = self.f;
         let args: Vec<Id> = match op.name.as_str() {
-            "matmul" | "softmax" | "reduce_sum" | "reduce_max" | "transpose" | "reshape" | "where" | "constant" => vec![],
+            "matmul" | "softmax" | "reduce_sum" | "reduce_max" | "transpose" | "reshape" | "where" | "constant" => {
+                vec![]
+            }
             _ => op.operands.iter().map(|x| self.broadcast(*x, at)).collect(),
         };
         match op.name.as_str() {
@@ -373,13 +379,21 @@ impl Importer<'_> {
 
     fn reduce(&mut self, sum: bool, j: Index, x: Id) -> Id {
         let (j, all) = (self.add(Term::Index(j)), self.add(Term::Domain(Domain::All)));
-        self.add(if sum { Term::Sum([j, all, x]) } else { Term::RowMax([j, all, x]) })
+        self.add(if sum {
+            Term::Sum([j, all, x])
+        } else {
+            Term::RowMax([j, all, x])
+        })
     }
 
     /// A mask at the indices of the `where` that reads it.
     fn domain(&mut self, v: ValueId, at: &At) -> Id {
         let f = self.f;
-        let op = f.ops.iter().find(|o| o.results[0] == v).expect("only masks are asked for");
+        let op = f
+            .ops
+            .iter()
+            .find(|o| o.results[0] == v)
+            .expect("only masks are asked for");
         let shape = &f.ty(v).shape;
         let skip = at.len() - shape.len();
         let of = |d: usize| at[skip + d].filter(|_| shape[d].size().as_const() != Some(1));
@@ -402,10 +416,7 @@ impl Importer<'_> {
                 tables.pairs.len() - 1
             }
         };
-        self.add(Term::Domain(Domain::Cells {
-            pair: at as u32,
-            bits,
-        }))
+        self.add(Term::Domain(Domain::Cells { pair: at as u32, bits }))
     }
 }
 

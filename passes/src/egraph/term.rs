@@ -69,10 +69,9 @@ impl Domain {
     pub fn and(self, other: Domain) -> Option<Domain> {
         match (self, other) {
             (Domain::All, d) | (d, Domain::All) => Some(d),
-            (Domain::Cells { pair: p, bits: a }, Domain::Cells { pair: q, bits: b }) if p == q => Some(Domain::Cells {
-                pair: p,
-                bits: a & b,
-            }),
+            (Domain::Cells { pair: p, bits: a }, Domain::Cells { pair: q, bits: b }) if p == q => {
+                Some(Domain::Cells { pair: p, bits: a & b })
+            }
             _ => None,
         }
     }
@@ -80,10 +79,9 @@ impl Domain {
     /// The cells of this that are not in `other`, of one pair.
     pub fn minus(self, other: Domain) -> Option<Domain> {
         match (self, other) {
-            (Domain::Cells { pair: p, bits: a }, Domain::Cells { pair: q, bits: b }) if p == q => Some(Domain::Cells {
-                pair: p,
-                bits: a & !b,
-            }),
+            (Domain::Cells { pair: p, bits: a }, Domain::Cells { pair: q, bits: b }) if p == q => {
+                Some(Domain::Cells { pair: p, bits: a & !b })
+            }
             _ => None,
         }
     }
@@ -147,9 +145,7 @@ impl Pair {
     /// `d` in [near, far) as cells; both are edges.
     pub fn cells(&self, near: i64, far: Option<i64>) -> u64 {
         let ends = self.edges.iter().skip(1).map(|e| Some(*e)).chain([None]);
-        let inside = |from: i64, to: Option<i64>| {
-            from >= near && far.is_none_or(|far| to.is_some_and(|to| to <= far))
-        };
+        let inside = |from: i64, to: Option<i64>| from >= near && far.is_none_or(|far| to.is_some_and(|to| to <= far));
         self.edges
             .iter()
             .zip(ends)
@@ -182,7 +178,10 @@ impl Pair {
 
     pub fn free(&self) -> u64 {
         let start = self.start.and_then(|(_, i)| i);
-        [self.row, Some(self.key), start].into_iter().flatten().fold(0, |s, i| s | 1 << i.0)
+        [self.row, Some(self.key), start]
+            .into_iter()
+            .flatten()
+            .fold(0, |s, i| s | 1 << i.0)
     }
 }
 
@@ -201,7 +200,10 @@ impl Tables {
     }
 
     pub fn leaf(&mut self, leaf: LeafInfo) -> Leaf {
-        let known = self.leaves.iter().position(|l| l.value == leaf.value && l.at == leaf.at);
+        let known = self
+            .leaves
+            .iter()
+            .position(|l| l.value == leaf.value && l.at == leaf.at);
         Leaf(known.unwrap_or_else(|| {
             self.leaves.push(leaf);
             self.leaves.len() - 1
@@ -227,7 +229,11 @@ impl Tables {
         if bits & 1 == 1 {
             parts.push("d < 0".to_string());
         }
-        if parts.is_empty() { "nothing".to_string() } else { parts.join(" or ") }
+        if parts.is_empty() {
+            "nothing".to_string()
+        } else {
+            parts.join(" or ")
+        }
     }
 }
 

@@ -85,7 +85,11 @@ impl Scheduler<'_> {
             "reduce_sum" | "reduce_max" => {
                 names.push(op.name.clone());
                 let x = self.operand(frame, k, op.operands[0], rank, names)?;
-                let how = if op.name == "reduce_sum" { Reduction::Sum } else { Reduction::Max };
+                let how = if op.name == "reduce_sum" {
+                    Reduction::Sum
+                } else {
+                    Reduction::Max
+                };
                 k.reduce(how, x)
             }
             name => {

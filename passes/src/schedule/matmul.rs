@@ -69,7 +69,10 @@ fn right_side(k: &mut KernelBuilder, b: &View, k_contiguous: bool, shape: &[Size
     let has = |d: usize| d + b.shape.len() >= rank && b.shape[d + b.shape.len() - rank].as_const() != Some(1);
     let batch = (0..rank - 2).rev().find(|d| has(*d)).map_or(0, |d| d + 1);
     let arg = k.arg(b.buffer, b.dtype, false);
-    let mut strides: Vec<Size> = (0..batch).filter(|d| k.keeps(*d)).map(|d| b_strides[d].clone()).collect();
+    let mut strides: Vec<Size> = (0..batch)
+        .filter(|d| k.keeps(*d))
+        .map(|d| b_strides[d].clone())
+        .collect();
     let (k_stride, n_stride) = (&b.strides[b.strides.len() - 2], &b.strides[b.strides.len() - 1]);
     let offset = b.offset.clone();
     let rhs = if k_contiguous {

@@ -4,7 +4,7 @@
 //! element-wise ops join: the honest unfused program that fusion is compared with.
 
 mod build;
-mod expression;
+pub(crate) mod expression;
 mod groups;
 mod layout;
 mod matmul;
@@ -211,7 +211,11 @@ impl<'m> Scheduler<'m> {
         let analysis = match self.analysed.get(&f.name) {
             Some(known) => known.clone(),
             None => {
-                let layouts = if self.options.layouts { layout::layouts(f) } else { Layouts::new() };
+                let layouts = if self.options.layouts {
+                    layout::layouts(f)
+                } else {
+                    Layouts::new()
+                };
                 let made = Rc::new((Groups::new(f, &self.options), layouts));
                 self.analysed.insert(f.name.clone(), made.clone());
                 made

@@ -67,7 +67,11 @@ pub static SWEEP: OpDef = OpDef {
         let rank = c.shape.len();
         let (depth, keys, e) = (q.shape[rank - 1], k.shape[rank - 2], v.shape[rank - 1]);
         let (scale, near) = (c.number("scale"), c.int("near"));
-        let far = if c.attrs.contains_key("far") { c.int("far") } else { i64::MAX };
+        let far = if c.attrs.contains_key("far") {
+            c.int("far")
+        } else {
+            i64::MAX
+        };
         let state = c.bool("continues").then(|| c.operands[c.operands.len() - 1]);
         let mut out = Tensor::from_fn(c.shape, c.dtype, |_| 0.0);
         let mut row = vec![0; rank];
@@ -89,7 +93,12 @@ pub static SWEEP: OpDef = OpDef {
                     (near..far).contains(&distance)
                 })
                 .collect();
-            let score = |j: usize| scale * (0..depth).map(|d| read(q, row[rank - 2], d) * read(k, j, d)).sum::<f64>();
+            let score = |j: usize| {
+                scale
+                    * (0..depth)
+                        .map(|d| read(q, row[rank - 2], d) * read(k, j, d))
+                        .sum::<f64>()
+            };
             let scores: Vec<f64> = seen.iter().map(|j| score(*j)).collect();
             let before = state.map(|s| &s.data[r * (e + 2)..][..e + 2]);
             let mut max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -99,7 +108,11 @@ pub static SWEEP: OpDef = OpDef {
             let max = if max == f64::NEG_INFINITY { 0.0 } else { max };
             let result = &mut out.data[r * (e + 2)..][..e + 2];
             if let Some(before) = before {
-                let factor = if before[e + 1] > 0.0 { (before[e] - max).exp() } else { 0.0 };
+                let factor = if before[e + 1] > 0.0 {
+                    (before[e] - max).exp()
+                } else {
+                    0.0
+                };
                 (0..e).for_each(|d| result[d] = before[d] * factor);
                 result[e + 1] = before[e + 1] * factor;
             }
@@ -118,7 +131,11 @@ pub static SWEEP: OpDef = OpDef {
         let (yes, far) = (Attr::Bool(true), ("far", Attr::Int(3)));
         let qkv = |b: &str| {
             let ty = |dims: String| t(&dims, DType::F32);
-            vec![ty(format!("{b},3,4,8")), ty(format!("{b},1,4,8")), ty(format!("{b},1,4,6"))]
+            vec![
+                ty(format!("{b},3,4,8")),
+                ty(format!("{b},1,4,8")),
+                ty(format!("{b},1,4,6")),
+            ]
         };
         let mut all = qkv("B");
         all.extend([t("B", DType::I32), t("B,3,4,8", DType::F32)]);
