@@ -11,6 +11,8 @@ use std::path::Path;
 
 use compiler::cpu::{Target, emit};
 
+const FUSED: passes::Scheduling = passes::Scheduling::FUSED;
+
 fn run(path: &Path) -> String {
     let text = std::fs::read_to_string(path).unwrap();
     let (command, argument) = {
@@ -39,10 +41,10 @@ fn run(path: &Path) -> String {
                 write!(out, "// after {name}: {}\n{module}", pass.about).unwrap();
             }
         }
-        "plan" => write!(out, "{}", passes::schedule(&module, argument).unwrap()).unwrap(),
+        "plan" => write!(out, "{}", passes::schedule(&module, argument, &FUSED).unwrap()).unwrap(),
         "mlir" => {
             let target = Target::by_name("x86-64-v4+bf16").unwrap();
-            for kernel in &passes::schedule(&module, argument).unwrap().kernels {
+            for kernel in &passes::schedule(&module, argument, &FUSED).unwrap().kernels {
                 out += &emit(kernel, &target);
             }
         }
@@ -85,12 +87,12 @@ fn stages_of_every_mode() {
         };
         let mut module = model::graph::build(&config, &options).unwrap();
         settings.bind(|| insta::assert_snapshot!(format!("{mode}-0-naive"), module.to_string()));
-        for (i, pass) in passes::PASSES.iter().enumerate() {
+        for (i, pass) in passes::Program::fused().steps().unwrap().iter().enumerate() {
             (pass.run)(&mut module).unwrap();
             settings.bind(|| insta::assert_snapshot!(format!("{mode}-{}-{}", i + 1, pass.name), module.to_string()));
         }
         for entry in ["prefill", "decode"] {
-            let plan = passes::schedule(&module, entry).unwrap().to_string();
+            let plan = passes::schedule(&module, entry, &FUSED).unwrap().to_string();
             settings.bind(|| insta::assert_snapshot!(format!("{mode}-9-{entry}-plan"), plan));
         }
     }

@@ -49,6 +49,7 @@ fn compile(folder: &Path, dtype: DType, targets: Vec<Target>) -> (Artefact, Conf
         entries,
         targets,
         max_context: CONTEXT,
+        program: passes::Program::fused(),
         emit: vec![],
     };
     (

@@ -28,6 +28,9 @@ pub struct Args {
     /// Longest sequence: prompt and generated tokens
     #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(i64).range(1..=1 << 20))]
     max_context: i64,
+    /// One kernel per op, for comparison
+    #[arg(long)]
+    no_fuse: bool,
     /// Write a stage's text: graph, plan, mlir, llvm or all, as STAGE=DIR; may be given several times
     #[arg(long, value_name = "STAGE=DIR")]
     emit: Vec<String>,
@@ -60,6 +63,7 @@ impl Args {
             targets: options::targets(&self.target)?,
             dtype: self.dtype.dtype(),
             max_context: self.max_context,
+            program: options::program(self.no_fuse),
             emit,
         };
         let source = Source::open(&self.model)?;

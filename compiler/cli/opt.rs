@@ -48,7 +48,7 @@ impl Args {
             }
         }
         match self.plan {
-            Some(entry) => print!("{}", passes::schedule(&module, &entry)?),
+            Some(entry) => print!("{}", passes::schedule(&module, &entry, &passes::Scheduling::FUSED)?),
             None if self.each && !self.passes.is_empty() => {}
             None => print!("{module}"),
         }

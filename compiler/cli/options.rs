@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use compiler::cpu::Target;
 use compiler::pipeline::Stage;
 use ir::DType;
+use passes::Program;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ComputeType {
@@ -38,6 +39,9 @@ pub struct Common {
     /// Where to run: `cpu` is the only device so far
     #[arg(long, default_value = "cpu", value_parser = ["cpu"])]
     pub device: String,
+    /// One kernel per op, for comparison
+    #[arg(long)]
+    pub no_fuse: bool,
     /// Print one JSON object on standard output
     #[arg(long)]
     pub json: bool,
@@ -47,11 +51,19 @@ pub struct Common {
 }
 
 impl Common {
+    pub fn program(&self) -> Program {
+        program(self.no_fuse)
+    }
+
     pub fn threads(&self) -> usize {
         self.threads
             .map(usize::from)
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
     }
+}
+
+pub fn program(no_fuse: bool) -> Program {
+    if no_fuse { Program::op_by_op() } else { Program::fused() }
 }
 
 /// `STAGE=DIR`, STAGE one of graph, plan, mlir, llvm, all.

@@ -59,6 +59,7 @@ impl Source {
             entries: request.entries.clone(),
             targets: request.targets.clone(),
             max_context: request.max_context,
+            program: request.program.clone(),
             emit: request.emit.clone(),
         };
         let (artefact, mut times) = pipeline::compile(module, &facts, &options)?;
@@ -99,6 +100,7 @@ pub struct Request {
     pub targets: Vec<Target>,
     pub dtype: DType,
     pub max_context: i64,
+    pub program: passes::Program,
     pub emit: Vec<(Stage, PathBuf)>,
 }
 
@@ -126,6 +128,7 @@ impl Session {
                 targets: vec![Target::native()?],
                 dtype: common.dtype.map_or(DType::F32, |t| t.dtype()),
                 max_context: common.max_context,
+                program: common.program(),
                 emit: vec![],
             };
             let artefact = cached(&source, &request)?;
@@ -191,6 +194,7 @@ fn cached(source: &Source, request: &Request) -> anyhow::Result<Artefact> {
         &targets.join(","),
         request.dtype.name(),
         &request.max_context.to_string(),
+        &request.program.name,
     ]);
     if file.exists() {
         match Artefact::open(&file) {

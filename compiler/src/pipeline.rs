@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use ir::plan::{BufferKind, Kernel, Plan, WeightRecipe};
 use ir::{DType, Module, Size};
+use passes::Program;
 use runtime::artefact::{
     self, Buffer, Code, Entry, Header, Launch, Layout, Port, Source, State, TensorRef, Weight, f64Bits,
 };
@@ -35,6 +36,8 @@ pub struct Options {
     pub entries: Vec<String>,
     pub targets: Vec<Target>,
     pub max_context: i64,
+    /// Which passes run and what kernels may hold.
+    pub program: Program,
     /// Where the text of each stage goes.
     pub emit: Vec<(Stage, PathBuf)>,
 }
@@ -81,11 +84,13 @@ pub fn compile(mut module: Module, model: &ModelFacts, options: &Options) -> Res
 
     verify(&module, "naive graph")?;
     emit.file(Stage::Graph, "00-naive.mlir", || module.to_string())?;
-    for (i, pass) in passes::PASSES.iter().enumerate() {
-        (pass.run)(&mut module).map_err(|e| CompileError::Pass {
-            pass: pass.name.to_string(),
-            reason: e.to_string(),
-        })?;
+    let failed = |pass: &str, e: passes::PassError| CompileError::Pass {
+        pass: pass.to_string(),
+        reason: e.to_string(),
+    };
+    let steps = options.program.steps().map_err(|e| failed("list", e))?;
+    for (i, pass) in steps.iter().enumerate() {
+        (pass.run)(&mut module).map_err(|e| failed(pass.name, e))?;
         verify(&module, pass.name)?;
         emit.file(Stage::Graph, &format!("{:02}-{}.mlir", i + 1, pass.name), || {
             module.to_string()
@@ -95,10 +100,11 @@ pub fn compile(mut module: Module, model: &ModelFacts, options: &Options) -> Res
 
     let mut plans = vec![];
     for entry in &options.entries {
-        let plan = passes::schedule(&module, entry).map_err(|e| CompileError::Schedule {
-            entry: entry.clone(),
-            reason: e.to_string(),
-        })?;
+        let plan =
+            passes::schedule(&module, entry, &options.program.scheduling).map_err(|e| CompileError::Schedule {
+                entry: entry.clone(),
+                reason: e.to_string(),
+            })?;
         emit.file(Stage::Plan, &format!("{entry}.plan"), || plan.to_string())?;
         plans.push(plan);
     }

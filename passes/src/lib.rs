@@ -6,10 +6,12 @@ pub mod egraph;
 mod join_projections;
 mod join_rows;
 mod order;
+mod program;
 pub mod schedule;
 
 use ir::Module;
 
+pub use program::{Program, SWITCHES};
 pub use schedule::{Scheduling, schedule};
 
 /// Why a pass or the scheduler gave up: a bug of ours, or a graph from a user that has no lowering.
@@ -24,10 +26,11 @@ pub struct Pass {
     pub run: fn(&mut Module) -> Result<(), PassError>,
 }
 
-/// In the order the pipeline runs them.
+/// All there are; a `Program` runs some of them in its own order.
 pub static PASSES: &[Pass] = &[
     cse::CSE,
     egraph::FUSE,
+    egraph::FUSE_APART,
     join_rows::JOIN_ROWS,
     join_projections::JOIN_PROJECTIONS,
     dce::DCE,

@@ -2,13 +2,15 @@
 
 use ir::plan::{BufferKind, WeightRecipe, eval as interpreter, verify::verify};
 use ir::testing::{Case, ENTRY, random, sample_case};
-use passes::{Pass, Scheduling};
+use passes::{Pass, Program, Scheduling};
 
 /// Op by op as it came, and with all passes and fused kernels.
 fn check(case: &Case) -> Result<(), String> {
     check_as(case, &[], &Scheduling::OP_BY_OP).map_err(|e| format!("op by op: {e}"))?;
-    let all: Vec<&Pass> = passes::PASSES.iter().collect();
-    check_as(case, &all, &Scheduling::FUSED).map_err(|e| format!("fused: {e}"))
+    for program in [Program::pass_by_pass(), Program::fused()] {
+        check_as(case, &program.steps().unwrap(), &program.scheduling).map_err(|e| format!("{}: {e}", program.name))?;
+    }
+    Ok(())
 }
 
 /// Runs the case's plan in the interpreter and compares results and states with the evaluator's.

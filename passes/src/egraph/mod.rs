@@ -37,6 +37,19 @@ pub const FUSE: Pass = Pass {
     },
 };
 
+pub const FUSE_APART: Pass = Pass {
+    name: "fuse-apart",
+    about: "as fuse, but no measure continues another: each attention pass sweeps its keys by itself",
+    run: |module| {
+        let mut rules = rules::all();
+        rules.retain(|r| r.name != "split");
+        for f in &mut module.functions {
+            fuse(f, &rules, &cost::MACHINES[0])?;
+        }
+        Ok(())
+    },
+};
+
 /// No graph of ours comes near these; one that does is left with what was found by then.
 const NODE_LIMIT: usize = 20_000;
 const ROUNDS: usize = 40;

@@ -10,6 +10,41 @@ use super::view::{View, dense, sizes};
 /// Dimensions of values from the outermost in memory to the innermost; a value that is not here lies as it is written.
 pub type Layouts = HashMap<ValueId, Vec<usize>>;
 
+/// Where in a `concat` a value goes: its result, the operand's place.
+pub type Places = HashMap<ValueId, (ValueId, usize)>;
+
+/// For every value whose only way leads into a `concat`: it is written there at once.
+pub fn places(f: &Function) -> Places {
+    let mut readers: HashMap<ValueId, usize> = HashMap::new();
+    let read = f.ops.iter().flat_map(|op| op.operands.iter());
+    read.chain(f.returns.iter().map(|(_, v)| v))
+        .for_each(|v| *readers.entry(*v).or_insert(0) += 1);
+    let made_by = crate::order::makers(f);
+    let mut places = Places::new();
+    for op in f.ops.iter().filter(|op| op.name == "concat") {
+        for (i, v) in op.operands.iter().enumerate() {
+            let mut at = *v;
+            while readers.get(&at) == Some(&1)
+                && let Some(maker) = made_by.get(&at).map(|m| &f.ops[*m])
+            {
+                if maker.name == "reshape" {
+                    at = maker.operands[0];
+                    continue;
+                }
+                // What has no memory of its own cannot be moved.
+                if !matches!(
+                    maker.name.as_str(),
+                    "slice" | "transpose" | "concat" | "cache_write" | "call"
+                ) {
+                    places.insert(at, (op.results[0], i));
+                }
+                break;
+            }
+        }
+    }
+    places
+}
+
 /// For every value that is turned on its only way into a matmul.
 pub fn layouts(f: &Function) -> Layouts {
     let mut readers: HashMap<ValueId, Vec<&Op>> = HashMap::new();

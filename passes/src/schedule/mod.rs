@@ -22,7 +22,7 @@ use ir::{Attr, DType, Function, Module, Op, Param, Size, TensorType, ValueId};
 use crate::PassError;
 use build::KernelBuilder;
 use groups::Groups;
-use layout::Layouts;
+use layout::{Layouts, Places};
 use view::{View, sizes};
 
 /// What kernels may hold.
@@ -108,14 +108,23 @@ pub(crate) struct Scheduler<'m> {
     shared: HashMap<String, usize>,
     options: Scheduling,
     /// By function.
-    analysed: HashMap<String, Rc<(Groups, Layouts)>>,
+    analysed: HashMap<String, Rc<Analysis>>,
+}
+
+/// What is decided for a function before its ops are walked.
+pub(crate) struct Analysis {
+    groups: Groups,
+    layouts: Layouts,
+    places: Places,
 }
 
 /// One function on the way, with its layer.
 pub(crate) struct Frame<'f> {
     f: &'f Function,
     defs: HashMap<ValueId, Def<'f>>,
-    analysis: Rc<(Groups, Layouts)>,
+    analysis: Rc<Analysis>,
+    /// Results of `concat` whose parts are being written.
+    stacks: HashMap<ValueId, View>,
 }
 
 impl<'m> Scheduler<'m> {
@@ -129,14 +138,33 @@ impl<'m> Scheduler<'m> {
         self.plan.buffers.len() - 1
     }
 
-    /// A new temporary for a value of the function, laid out as its reader wants it.
-    fn placed(&mut self, frame: &Frame, v: ValueId, ty: &TensorType) -> View {
+    /// Memory for a value of the function, where and how its reader wants it.
+    fn placed(&mut self, frame: &mut Frame, v: ValueId, ty: &TensorType) -> View {
+        if let Some(part) = self.part(frame, v, ty) {
+            return part;
+        }
         let mut view = self.temporary(ty);
-        if let Some(order) = frame.analysis.1.get(&v) {
+        if let Some(order) = frame.analysis.layouts.get(&v) {
             view.strides = layout::strides(&view.shape, order);
             self.plan.buffers[view.buffer].shape = order.iter().map(|d| view.shape[*d].clone()).collect();
         }
         view
+    }
+
+    /// The value's part of the `concat` that is its only reader.
+    fn part(&mut self, frame: &mut Frame, v: ValueId, ty: &TensorType) -> Option<View> {
+        let (stack, i) = *frame.analysis.places.get(&v)?;
+        let op = frame.f.ops.iter().find(|op| op.results.first() == Some(&stack))?;
+        let axis = int(op, "axis") as usize;
+        let whole = match frame.stacks.get(&stack) {
+            Some(view) => view.clone(),
+            None => self.temporary(frame.f.ty(stack)),
+        };
+        frame.stacks.insert(stack, whole.clone());
+        let extent = |v: &ValueId| frame.f.ty(*v).shape[axis].size().coef;
+        let begin: i64 = op.operands[..i].iter().map(extent).sum();
+        let part = whole.sliced(axis, begin, Size::from(extent(&op.operands[i])))?;
+        part.reshaped(&sizes(&ty.shape))
     }
 
     /// A new dense temporary; its slot comes last.
@@ -211,12 +239,12 @@ impl<'m> Scheduler<'m> {
         let analysis = match self.analysed.get(&f.name) {
             Some(known) => known.clone(),
             None => {
-                let layouts = if self.options.layouts {
-                    layout::layouts(f)
-                } else {
-                    Layouts::new()
-                };
-                let made = Rc::new((Groups::new(f, &self.options), layouts));
+                let layouts = self.options.layouts;
+                let made = Rc::new(Analysis {
+                    groups: Groups::new(f, &self.options),
+                    layouts: if layouts { layout::layouts(f) } else { Layouts::new() },
+                    places: if layouts { layout::places(f) } else { Places::new() },
+                });
                 self.analysed.insert(f.name.clone(), made.clone());
                 made
             }
@@ -225,6 +253,7 @@ impl<'m> Scheduler<'m> {
             f,
             defs: HashMap::new(),
             analysis,
+            stacks: HashMap::new(),
         };
         let mut inputs = inputs.iter();
         for (v, param) in &f.params {
@@ -405,7 +434,7 @@ fn stacked<'f>(frame: &Frame<'f>, op: &Op, ty: &TensorType) -> Option<Def<'f>> {
 
 impl Frame<'_> {
     fn groups(&self) -> &Groups {
-        &self.analysis.0
+        &self.analysis.groups
     }
 }
 

@@ -21,11 +21,15 @@ impl Scheduler<'_> {
         if op.name == "cache_write" {
             return self.cache_write(op, &operands);
         }
-        let to = self.temporary(ty);
         if op.name == "concat" {
+            let to = match frame.stacks.get(&op.results[0]) {
+                Some(begun) => begun.clone(),
+                None => self.placed(frame, op.results[0], ty),
+            };
             self.concat(op, &operands, &to);
             return Ok(to);
         }
+        let to = self.placed(frame, op.results[0], ty);
         let mut k = KernelBuilder::keeping_columns(&op.name, &to.shape);
         match op.name.as_str() {
             "softmax" => softmax(&mut k, &operands[0], &to),
@@ -149,7 +153,10 @@ impl Scheduler<'_> {
         let mut begin = 0;
         for part in operands {
             let n = part.shape[axis].coef;
-            if let Some(place) = to.sliced(axis, begin, Size::from(n)) {
+            // A part that was written into its place is there already.
+            if part.buffer != to.buffer
+                && let Some(place) = to.sliced(axis, begin, Size::from(n))
+            {
                 self.copy_into(part, &place);
             }
             begin += n;
