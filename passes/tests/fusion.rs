@@ -139,3 +139,59 @@ fn every_variant_becomes_sweeps() {
         }
     }
 }
+
+/// Every alternative in every class of every variant is the same function, not only the one that was taken.
+#[test]
+fn all_alternatives_agree() {
+    for decode in [false, true] {
+        for (name, f, ..) in variants(decode) {
+            let saturated = egraph::saturate(&f, &rules::all());
+            assert_eq!(saturated.limit, None, "{name}");
+            let graph = &saturated.import.graph;
+            let tables = &graph.analysis.tables;
+            let sequence = |i: egraph::term::Index| {
+                let symbol = |s: &str| tables.indices[i.0 as usize].size == ir::Size::sym(s);
+                symbol("T") || symbol("S")
+            };
+            for seed in 0..4 {
+                let sizes = |i| if sequence(i) { 6 } else { 2 };
+                let space = egraph::audit::Space::new(tables, &sizes, seed);
+                assert_eq!(egraph::audit::audit(graph, &space), [], "{name}, decode {decode}");
+            }
+        }
+    }
+}
+
+/// Without any one of these rules the two passes do not become one sweep; the others are for other graphs.
+#[test]
+fn the_layer_is_derived_not_matched() {
+    let needed: Vec<&str> = rules::all()
+        .iter()
+        .filter(|rule| {
+            let rest: Vec<_> = rules::all().into_iter().filter(|r| r.name != rule.name).collect();
+            let mut f = layer(false, 3, 1);
+            egraph::fuse(&mut f, &rest, &MACHINES[0]).unwrap();
+            let mut module = Module { functions: vec![f] };
+            let dce = passes::PASSES.iter().find(|p| p.name == "dce").unwrap();
+            (dce.run)(&mut module).unwrap();
+            let f = &module.functions[0];
+            let goes_on = |o: &&ir::Op| o.attrs.contains_key("continues");
+            f.ops.iter().filter(goes_on).count() != 1 || count(f, "softmax") > 0
+        })
+        .map(|r| r.name)
+        .collect();
+    insta::assert_snapshot!(needed.join(" "), @"where-sub where-exp where-mul sum-where max-where div-mul sum-div online-f online-1 split");
+}
+
+/// What `fuse` makes of each variant, for people to read.
+#[test]
+fn fused_graphs() {
+    let mut text = String::new();
+    for (name, f, ..) in variants(false) {
+        let module = Module {
+            functions: vec![fused(&f)],
+        };
+        text += &format!("// {name}\n{module}\n");
+    }
+    insta::assert_snapshot!(text);
+}

@@ -84,7 +84,7 @@ pub struct Disagreement {
 
 /// All classes whose terms disagree; empty if every alternative is the same function.
 pub fn audit(graph: &Graph, space: &Space) -> Vec<Disagreement> {
-    let mut values: HashMap<Id, (Value, String)> = HashMap::new();
+    let mut values: HashMap<Id, (Value, &Term)> = HashMap::new();
     let mut wrong = vec![];
     // A class has a value as soon as one of its terms can be computed; acyclic terms make progress in every round.
     loop {
@@ -97,7 +97,7 @@ pub fn audit(graph: &Graph, space: &Space) -> Vec<Disagreement> {
             if let Some(term) = class.nodes.iter().find(ready)
                 && let Some(v) = value(graph, space, &values, term)
             {
-                values.insert(class.id, (v, term.to_string()));
+                values.insert(class.id, (v, term));
             }
         }
         if values.len() == before {
@@ -105,18 +105,18 @@ pub fn audit(graph: &Graph, space: &Space) -> Vec<Disagreement> {
         }
     }
     for class in graph.classes() {
-        let Some((first, name)) = values.get(&class.id) else {
+        let Some((first, one)) = values.get(&class.id) else {
             continue;
         };
         for term in &class.nodes {
-            if !term.all(|c| values.contains_key(&graph.find(c))) {
+            if term == *one || !term.all(|c| values.contains_key(&graph.find(c))) {
                 continue;
             }
             let other = value(graph, space, &values, term);
             if !other.is_some_and(|other| alike(space, first, &other)) {
                 wrong.push(Disagreement {
                     class: class.id,
-                    first: name.clone(),
+                    first: one.to_string(),
                     other: term.to_string(),
                 });
             }
@@ -126,7 +126,8 @@ pub fn audit(graph: &Graph, space: &Space) -> Vec<Disagreement> {
 }
 
 fn close(a: f64, b: f64) -> bool {
-    a == b || (a - b).abs() <= 1e-9 * (1.0 + a.abs().max(b.abs()))
+    // Infinities are alike only if they are equal, NaN never: a term that may be NaN is not to be trusted.
+    a == b || (a.is_finite() && b.is_finite() && (a - b).abs() <= 1e-9 * (1.0 + a.abs().max(b.abs())))
 }
 
 fn alike(space: &Space, a: &Value, b: &Value) -> bool {
@@ -146,7 +147,7 @@ fn alike(space: &Space, a: &Value, b: &Value) -> bool {
     }
 }
 
-fn value(graph: &Graph, space: &Space, values: &HashMap<Id, (Value, String)>, term: &Term) -> Option<Value> {
+fn value(graph: &Graph, space: &Space, values: &HashMap<Id, (Value, &Term)>, term: &Term) -> Option<Value> {
     let of = |id: &Id| values.get(&graph.find(*id)).map(|(v, _)| v);
     let tensor = |id: &Id| match of(id)? {
         Value::Tensor(v) => Some(v),
@@ -241,8 +242,8 @@ fn value(graph: &Graph, space: &Space, values: &HashMap<Id, (Value, String)>, te
             let element = |p| {
                 let mut words = vec![space.seed, leaf.value.0 as u64];
                 words.extend(leaf.at.iter().map(|i| i.map_or(0, |i| space.at(p, i) as u64)));
-                // Thousandths in [-2, 2).
-                (hash(&words) % 4000) as f64 / 1000.0 - 2.0
+                // In (-2, 2), never 0: leaves divide.
+                (hash(&words) % 4000) as f64 / 1000.0 - 1.9995
             };
             Some(Value::Tensor(points.map(element).collect()))
         }

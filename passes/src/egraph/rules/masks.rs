@@ -42,7 +42,7 @@ pub const RULES: &[Rule] = &[
         name: "where-where",
         left: "(where ?d (where ?e ?x ?c) ?c)",
         right: "(where (and ?d ?e) ?x ?c)",
-        when: &[Alike("?d", "?e")],
+        when: &[],
         why: "two masks with one filling are one mask",
     },
     Rule {
@@ -56,14 +56,14 @@ pub const RULES: &[Rule] = &[
         name: "sum-where",
         left: "(sum ?j ?d (where ?e ?x #0))",
         right: "(sum ?j (and ?d ?e) ?x)",
-        when: &[Over("?e", "?j"), Alike("?d", "?e")],
+        when: &[Over("?e", "?j")],
         why: "a sum skips zeros",
     },
     Rule {
         name: "max-where",
         left: "(rmax ?j ?d (where ?e ?x #-inf))",
         right: "(rmax ?j (and ?d ?e) ?x)",
-        when: &[Over("?e", "?j"), Alike("?d", "?e")],
+        when: &[Over("?e", "?j")],
         why: "a maximum skips -inf",
     },
 ];

@@ -34,8 +34,6 @@ pub enum When {
     Independent(&'static str, &'static str),
     /// The first, a domain, chooses values of the second, an index.
     Over(&'static str, &'static str),
-    /// Two domains of one kind of mask.
-    Alike(&'static str, &'static str),
     /// No -inf inside.
     Finite(&'static str),
     /// Two different domains that overlap; `?k` becomes what they share, `?r` what only the first has.
@@ -60,10 +58,6 @@ impl When {
                 (Some(Domain::Cells { pair, .. }), Some(j)) => egraph.analysis.tables.pairs[pair as usize].key == j,
                 _ => false,
             },
-            When::Alike(a, b) => data(a)
-                .domain
-                .zip(data(b).domain)
-                .is_some_and(|(a, b)| a.and(b).is_some()),
             When::Finite(x) => data(x).finite,
             When::Splits(c, w) => split(egraph, subst, c, w).is_some(),
         }
