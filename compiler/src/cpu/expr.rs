@@ -39,6 +39,8 @@ pub struct Columns {
     pub mask: Option<Val>,
     /// The contraction's value.
     pub acc: Option<Val>,
+    /// The sweep's results, by segment.
+    pub swept: Vec<Val>,
     values: HashMap<ExprId, Val>,
 }
 
@@ -48,6 +50,7 @@ impl Columns {
             first,
             mask,
             acc,
+            swept: vec![],
             values: HashMap::new(),
         }
     }
@@ -103,7 +106,8 @@ impl<'k> Body<'k> {
 
     /// One column: everything is a scalar.
     pub fn single_column(&self) -> bool {
-        self.kernel.cols.as_const() == Some(1) && self.kernel.contraction.is_none()
+        let plain = self.kernel.contraction.is_none() && self.kernel.sweep.is_none();
+        self.kernel.cols.as_const() == Some(1) && plain
     }
 
     pub fn varies(&self, id: ExprId) -> bool {
@@ -188,7 +192,7 @@ impl<'k> Body<'k> {
     }
 
     /// The element index of an access without its column part; a scalar indirection included.
-    fn base(&self, e: &mut Emit, point: &mut Point, access: &Access) -> Val {
+    pub fn base(&self, e: &mut Emit, point: &mut Point, access: &Access) -> Val {
         let outer = self.kernel.outer.len();
         let mut base = self.linear(e, &access.offset, &point.index, &access.strides[..outer]);
         if let Some((id, stride)) = &access.indirect
@@ -255,7 +259,7 @@ impl<'k> Body<'k> {
             Expr::Float(bits) => e.f32(f32::from_bits(*bits), F32),
             Expr::Int(i) => e.int(*i as i64, I32),
             Expr::Reduced(stage) => point.reduced[stage],
-            Expr::Acc => panic!("kernel {}: the accumulator varies", self.kernel.name),
+            Expr::Acc | Expr::Swept(_) => panic!("kernel {}: an accumulator varies", self.kernel.name),
             Expr::Unary(op, a) => {
                 let a = self.scalar(e, point, *a);
                 unary(e, *op, a)
@@ -306,6 +310,7 @@ impl<'k> Body<'k> {
                 Expr::Acc => cols
                     .acc
                     .unwrap_or_else(|| panic!("kernel {}: no accumulator", self.kernel.name)),
+                Expr::Swept(p) => cols.swept[*p],
                 Expr::Unary(op, a) => {
                     let a = self.vector(e, point, cols, *a);
                     unary(e, *op, a)

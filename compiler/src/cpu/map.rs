@@ -23,21 +23,25 @@ pub fn emit(kernel: &Kernel, target: &Target) -> String {
         e.for_loop(first, last, 1, &[], |e, at, _| {
             let index = body.unravel(e, at, &kernel.outer);
             let mut point = body.point(index);
-            stages(e, &body, &mut point);
+            stages(e, &body, &mut point, &|_, _| {});
             vec![]
         });
     });
     e.finish()
 }
 
-fn stages(e: &mut Emit, body: &Body, point: &mut Point) {
+/// Gives a vector of columns what the kernel computed before its stages.
+pub type Fill<'a> = &'a dyn Fn(&mut Emit, &mut Columns);
+
+/// All stages of the kernel at a point.
+pub fn stages(e: &mut Emit, body: &Body, point: &mut Point, fill: Fill) {
     let stages = &body.kernel.stages;
     let mut i = 0;
     while i < stages.len() {
         body.hoist(e, point, &stages[i]);
         match &stages[i] {
             Stage::Reduce { op, value } => {
-                let result = reduce(e, body, point, *op, *value);
+                let result = reduce(e, body, point, *op, *value, fill);
                 point.reduced.insert(i, result);
                 i += 1;
             }
@@ -48,7 +52,7 @@ fn stages(e: &mut Emit, body: &Body, point: &mut Point) {
                     .collect();
                 i += group.len();
                 group.iter().for_each(|s| body.hoist(e, point, s));
-                store(e, body, point, &group);
+                store(e, body, point, &group, fill);
             }
         }
     }
@@ -84,7 +88,7 @@ fn columns(e: &mut Emit, body: &Body, init: &[Val], f: ColumnBody) -> Vec<Val> {
     }
 }
 
-fn reduce(e: &mut Emit, body: &Body, point: &mut Point, op: Reduction, value: usize) -> Val {
+fn reduce(e: &mut Emit, body: &Body, point: &mut Point, op: Reduction, value: usize, fill: Fill) -> Val {
     if body.single_column() {
         return body.scalar(e, point, value);
     }
@@ -96,6 +100,7 @@ fn reduce(e: &mut Emit, body: &Body, point: &mut Point, op: Reduction, value: us
     let init = e.f32(identity, ty);
     let acc = columns(e, body, &[init], &mut |e, first, mask, carried| {
         let mut cols = Columns::new(first, mask, None);
+        fill(e, &mut cols);
         let mut v = body.vector(e, point, &mut cols, value);
         if let Some(mask) = mask {
             let identity = e.f32(identity, ty);
@@ -113,7 +118,7 @@ fn reduce(e: &mut Emit, body: &Body, point: &mut Point, op: Reduction, value: us
 }
 
 /// Stores of scalars go one by one, those of vectors in one loop over the columns.
-fn store(e: &mut Emit, body: &Body, point: &mut Point, group: &[&Stage]) {
+fn store(e: &mut Emit, body: &Body, point: &mut Point, group: &[&Stage], fill: Fill) {
     let column = body.kernel.outer.len();
     let mut vectors = vec![];
     for stage in group {
@@ -143,6 +148,7 @@ fn store(e: &mut Emit, body: &Body, point: &mut Point, group: &[&Stage]) {
     }
     columns(e, body, &[], &mut |e, first, mask, _| {
         let mut cols = Columns::new(first, mask, None);
+        fill(e, &mut cols);
         let ready: Vec<(Val, Option<Val>)> = vectors
             .iter()
             .map(|(_, value, when)| {

@@ -13,21 +13,20 @@ use ir::{DType, Size};
 
 use super::Target;
 use super::expr::{Body, Columns, memory, widen};
+use super::product::{self, CHUNKS, Panel};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 
-/// Rows of a register tile, in the order they are tried. 6 x 64 columns fill 24 of 32 zmm registers.
-const CHUNKS: [i64; 4] = [6, 4, 2, 1];
 /// Below this many rows in a tile, packing keys costs more than it saves.
 const FEW_ROWS: i64 = 8;
 
-/// Scratch that a worker of this kernel needs.
-pub fn scratch_bytes(kernel: &Kernel) -> i64 {
-    match &kernel.contraction {
-        Some(Contraction {
+/// Scratch of a worker: a panel of keys, or their scores where they are few.
+pub fn scratch_bytes(c: &Contraction) -> i64 {
+    match c {
+        Contraction {
             b: Rhs::KContiguous { .. },
             k,
             ..
-        }) => {
+        } => {
             let units = k.as_const().unwrap_or(0) + 1;
             (units * MATMUL_COLS * 4).max(MATMUL_COLS * 4)
         }
@@ -167,29 +166,12 @@ impl Matmul<'_> {
         self.body.kernel.args[arg].dtype
     }
 
-    /// Columns in a register tile, as vectors.
-    fn vectors(&self) -> i64 {
-        if self.target.lanes == 16 { 4 } else { 2 }
-    }
-
     /// All rows of the tile, chunk by chunk.
     fn rows(&self, e: &mut Emit, b: &Columns64, first: Val, last: Val) {
-        let width = self.vectors() * self.target.lanes as i64;
+        let width = product::vectors(self.target) * self.target.lanes as i64;
         let (zero, all) = (e.i64(0), e.i64(MATMUL_COLS));
         e.for_loop(zero, all, width, &[], |e, sub, _| {
-            let mut from = first;
-            for chunk in CHUNKS {
-                let left = e.sub(last, from);
-                let n = e.i64(chunk);
-                let whole = e.div(left, n);
-                let whole = e.mul(whole, n);
-                let to = e.add(from, whole);
-                e.for_loop(from, to, chunk, &[], |e, row, _| {
-                    self.chunk(e, b, sub, row, chunk);
-                    vec![]
-                });
-                from = to;
-            }
+            product::chunks(e, first, last, &mut |e, row, chunk| self.chunk(e, b, sub, row, chunk));
             vec![]
         });
     }
@@ -231,7 +213,7 @@ impl Matmul<'_> {
             indices.push(index);
         }
         let mut firsts = vec![];
-        for v in 0..self.vectors() {
+        for v in 0..product::vectors(self.target) {
             let at = e.i64(v * lanes as i64);
             let at = e.add(sub, at);
             firsts.push(at);
@@ -243,8 +225,17 @@ impl Matmul<'_> {
         let acc = match b {
             Columns64::Panel { base, pair } => self.panel_product(e, *base, *pair, &a, &firsts, &init),
             Columns64::Rows { base, stride, dtype } => {
-                let starts: Vec<Val> = columns.iter().map(|c| e.at(*base, *c, memory(*dtype))).collect();
-                self.row_product(e, &starts, *stride, *dtype, &a, &masks, &init)
+                let starts = columns.iter().map(|c| e.at(*base, *c, memory(*dtype))).collect();
+                let zero = e.i64(0);
+                let k = self.body.size(e, &self.c.k);
+                let right = product::Rows {
+                    lanes,
+                    starts,
+                    masks: masks.clone(),
+                    stride: *stride,
+                    dtype: *dtype,
+                };
+                right.product(e, &a, self.dtype(self.c.a.arg), &init, [zero, k])
             }
         };
         for (i, index) in indices.into_iter().enumerate() {
@@ -274,142 +265,23 @@ impl Matmul<'_> {
 
     /// Over a panel: units of four bytes, an f32 or a pair of bf16.
     fn panel_product(&self, e: &mut Emit, base: Val, pair: i64, a: &[Val], firsts: &[Val], init: &[Val]) -> Vec<Val> {
+        let panel = Panel {
+            target: self.target,
+            base,
+            stride: MATMUL_COLS,
+            pair,
+        };
         let k = self.body.size(e, &self.c.k);
-        let shift = if pair == 2 { 1 } else { 0 };
-        let whole = if shift == 1 { e.shr(k, 1) } else { k };
-        let step = |e: &mut Emit, unit: Val, acc: &[Val], odd: bool| {
-            let width = e.i64(MATMUL_COLS);
-            let row = e.mul(unit, width);
-            let elem = if pair == 2 { Elem::I32 } else { Elem::F32 };
-            let b: Vec<Val> = firsts
-                .iter()
-                .map(|f| {
-                    let at = e.add(row, *f);
-                    let p = e.at(base, at, elem);
-                    e.load(p, Ty::vector(elem, self.target.lanes))
-                })
-                .collect();
-            let mut out = vec![];
-            for (i, a) in a.iter().enumerate() {
-                let acc = &acc[i * b.len()..][..b.len()];
-                out.extend(self.multiply(e, *a, unit, pair, odd, &b, acc));
-            }
-            out
-        };
+        let whole = if pair == 2 { e.shr(k, 1) } else { k };
         let zero = e.i64(0);
-        // Few accumulators: several units an iteration keep the loads coming.
-        let unroll = if a.len() == 1 { 4 } else { 1 };
-        let n = e.i64(unroll);
-        let rounds = e.div(whole, n);
-        let rounds = e.mul(rounds, n);
-        let acc = e.for_loop(zero, rounds, unroll, init, |e, unit, acc| {
-            let mut acc = acc.to_vec();
-            for u in 0..unroll {
-                let u = e.i64(u);
-                let at = e.add(unit, u);
-                acc = step(e, at, &acc, false);
-            }
-            acc
-        });
-        let acc = match unroll {
-            1 => acc,
-            _ => e.for_loop(rounds, whole, 1, &acc, |e, unit, acc| step(e, unit, acc, false)),
-        };
+        let acc = panel.product(e, a, firsts, init, [zero, whole]);
         if pair == 1 || self.c.k.as_const().is_some_and(|k| k % 2 == 0) {
             return acc;
         }
         let one = e.i64(1);
         let rest = e.and(k, one);
         let odd = e.cmp(Cmp::Eq, rest, one);
-        e.if_then(odd, &acc, |e| step(e, whole, &acc, true))
-    }
-
-    /// One row of A, one unit of k: acc + a * b for every vector of B.
-    #[allow(clippy::too_many_arguments)]
-    fn multiply(&self, e: &mut Emit, a: Val, unit: Val, pair: i64, odd: bool, b: &[Val], acc: &[Val]) -> Vec<Val> {
-        let lanes = self.target.lanes;
-        if pair == 1 {
-            let p = e.at(a, unit, Elem::F32);
-            let x = e.load(p, Ty::scalar(Elem::F32));
-            let x = e.broadcast(x, lanes);
-            return b.iter().zip(acc).map(|(b, acc)| e.fma(x, *b, *acc)).collect();
-        }
-        let p = e.at(a, unit, Elem::I32);
-        let x = if odd {
-            let x = e.load(p, Ty::scalar(Elem::I16));
-            e.extend_unsigned(x, Elem::I32)
-        } else {
-            // Two bf16; four bytes that may lie at any even address.
-            e.load(p, Ty::scalar(Elem::I32))
-        };
-        if self.target.bf16_dot {
-            let ty = Ty::vector(Elem::BF16, 2 * lanes);
-            let x = e.broadcast(x, lanes);
-            let x = e.bitcast(x, ty);
-            return b
-                .iter()
-                .zip(acc)
-                .map(|(b, acc)| {
-                    let b = e.bitcast(*b, ty);
-                    e.dot_bf16(*acc, x, b)
-                })
-                .collect();
-        }
-        let halves = |e: &mut Emit, x: Val| {
-            let even = e.shl(x, 16);
-            let high = e.int(-65536, x.ty);
-            let odd = e.and(x, high);
-            [even, odd].map(|v| e.bitcast(v, x.ty.with(Elem::F32)))
-        };
-        let x = halves(e, x).map(|v| e.broadcast(v, lanes));
-        b.iter()
-            .zip(acc)
-            .map(|(b, acc)| {
-                let b = halves(e, *b);
-                let acc = e.fma(x[0], b[0], *acc);
-                e.fma(x[1], b[1], acc)
-            })
-            .collect()
-    }
-
-    /// Over B's rows as they lie: columns contiguous, one k at a time, in f32.
-    #[allow(clippy::too_many_arguments)]
-    fn row_product(
-        &self,
-        e: &mut Emit,
-        starts: &[Val],
-        stride: Val,
-        dtype: DType,
-        a: &[Val],
-        masks: &[Option<Val>],
-        init: &[Val],
-    ) -> Vec<Val> {
-        let (lanes, elem) = (self.target.lanes, memory(dtype));
-        let a_type = self.dtype(self.c.a.arg);
-        let zero = e.i64(0);
-        let k = self.body.size(e, &self.c.k);
-        e.for_loop(zero, k, 1, init, |e, k, acc| {
-            let offset = e.mul(k, stride);
-            let mut b = vec![];
-            for (start, mask) in starts.iter().zip(masks) {
-                let p = e.at(*start, offset, elem);
-                let ty = Ty::vector(elem, lanes);
-                let raw = match mask {
-                    None => e.load(p, ty),
-                    Some(mask) => e.masked_load(p, *mask, ty),
-                };
-                b.push(widen(e, raw, dtype));
-            }
-            let mut out = vec![];
-            for (i, a) in a.iter().enumerate() {
-                let p = e.at(*a, k, memory(a_type));
-                let x = e.load(p, Ty::scalar(memory(a_type)));
-                let x = widen(e, x, a_type);
-                let x = e.broadcast(x, lanes);
-                out.extend(b.iter().zip(&acc[i * b.len()..]).map(|(b, acc)| e.fma(x, *b, *acc)));
-            }
-            out
-        })
+        e.if_then(odd, &acc, |e| panel.step(e, a, firsts, &acc, whole, true))
     }
 
     /// Keys `[n, k]` into panel layout in scratch, 64 of them; past the last key the last one again (its column is masked).

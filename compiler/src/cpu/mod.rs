@@ -1,14 +1,14 @@
-//! Kernels for x86-64: emission per kind (`map`, `matmul`), targets, object code.
+//! Kernels for x86-64: emission per kind (`map`, `matmul`, `sweep`), targets, object code.
 
 mod expr;
 mod map;
 mod matmul;
 mod object;
+mod product;
 mod sweep;
 mod target;
 mod vmath;
 
-pub use matmul::scratch_bytes;
 pub use target::Target;
 
 use ir::plan::Kernel;
@@ -29,6 +29,15 @@ pub struct CodeError(pub String);
 pub fn compile_kernels(kernels: &[Kernel], target: &Target, texts: bool) -> Result<Compiled, CodeError> {
     let functions: Vec<(String, String)> = kernels.iter().map(|k| (k.name.clone(), emit(k, target))).collect();
     object::compile(functions, target, texts)
+}
+
+/// Scratch that a worker of this kernel needs, 64-byte aligned.
+pub fn scratch_bytes(kernel: &Kernel) -> i64 {
+    match (&kernel.contraction, &kernel.sweep) {
+        (_, Some(sweep)) => sweep::scratch_bytes(kernel, sweep),
+        (Some(contraction), None) => matmul::scratch_bytes(contraction),
+        (None, None) => 0,
+    }
 }
 
 /// The MLIR function of one kernel.

@@ -230,6 +230,10 @@ impl Emit {
         self.arith("andi", a, b)
     }
 
+    pub fn or(&mut self, a: Val, b: Val) -> Val {
+        self.arith("ori", a, b)
+    }
+
     pub fn shl(&mut self, a: Val, bits: i64) -> Val {
         let b = self.int(bits, a.ty);
         self.arith("shli", a, b)
@@ -366,6 +370,37 @@ impl Emit {
         self.cmp(Cmp::Lt, iota, n)
     }
 
+    /// Lanes of `a`, then `b`, by their numbers.
+    pub fn shuffle(&mut self, a: Val, b: Val, lanes: &[usize]) -> Val {
+        let list: Vec<String> = lanes.iter().map(|i| i.to_string()).collect();
+        let ty = Ty {
+            lanes: lanes.len(),
+            ..a.ty
+        };
+        self.op(
+            ty,
+            &format!("vector.shuffle {a}, {b} [{}] : {}, {}", list.join(", "), a.ty, b.ty),
+        )
+    }
+
+    pub fn extract(&mut self, a: Val, lane: usize) -> Val {
+        let ty = Ty::scalar(a.ty.elem);
+        self.op(ty, &format!("vector.extract {a}[{lane}] : {ty} from {}", a.ty))
+    }
+
+    /// The largest lane, by halves: without a NaN's fate to mind it is a shuffle and a maximum each.
+    pub fn largest(&mut self, a: Val) -> Val {
+        let n = a.ty.lanes;
+        if n == 1 {
+            return self.extract(a, 0);
+        }
+        let (low, high): (Vec<usize>, Vec<usize>) = ((0..n / 2).collect(), (n / 2..n).collect());
+        let low = self.shuffle(a, a, &low);
+        let high = self.shuffle(a, a, &high);
+        let half = self.max(low, high);
+        self.largest(half)
+    }
+
     /// The sum of all lanes, in any order.
     pub fn reduce_add(&mut self, a: Val) -> Val {
         let ty = Ty::scalar(a.ty.elem);
@@ -393,6 +428,20 @@ impl Emit {
             &format!(
                 "llvm.call_intrinsic \"{name}\"({acc}, {a}, {b}) : ({0}, {1}, {1}) -> {0}",
                 acc.ty, a.ty
+            ),
+        )
+    }
+
+    /// a * 2^floor(b) for 16 lanes, 0 where that underflows (AVX-512).
+    pub fn scale_by_power(&mut self, a: Val, b: Val) -> Val {
+        let mask = self.int(-1, Ty::scalar(Elem::I16));
+        let rounding = self.int(4, Ty::scalar(Elem::I32));
+        let name = "llvm.x86.avx512.mask.scalef.ps.512";
+        self.op(
+            a.ty,
+            &format!(
+                "llvm.call_intrinsic \"{name}\"({a}, {b}, {a}, {mask}, {rounding}) : ({0}, {0}, {0}, i16, i32) -> {0}",
+                a.ty
             ),
         )
     }

@@ -5,6 +5,7 @@
 //! adds the accumulator as one more expression, so an epilogue is nothing special. Views (reshape, transpose, slice) are
 //! strides here; they cost no launch.
 
+pub mod count;
 pub mod eval;
 mod print;
 mod sweep;
