@@ -171,7 +171,7 @@ fn graph_tool_prints_what_it_parsed() {
         "opt",
         &graph.display().to_string(),
         "--passes",
-        "cse,dce",
+        "cse,fuse,join-rows,join-projections,dce",
         "--plan",
         "decode",
     ]);

@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::bail;
 use runtime::Input;
 
+use crate::compare;
 use crate::options::Common;
 use crate::session::Session;
 
@@ -31,12 +32,33 @@ pub struct Args {
     /// The checkpoint's folder, if an artefact no longer finds it
     #[arg(long)]
     weights: Option<PathBuf>,
+    /// Fused against unfused programs, in turns, at each of these contexts
+    #[arg(long, value_name = "CONTEXT,..", value_delimiter = ',', value_parser = clap::value_parser!(i64).range(1..=1 << 20))]
+    compare: Vec<i64>,
+    /// With --compare: also the fused program with each of its passes switched off alone
+    #[arg(long, requires = "compare")]
+    ablate: bool,
+    /// With --compare: draw the comparison to this SVG file
+    #[arg(long, requires = "compare", value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
     #[command(flatten)]
     common: Common,
 }
 
 impl Args {
     pub fn run(self) -> anyhow::Result<()> {
+        if !self.compare.is_empty() {
+            let report = compare::run(&self.model, &self.compare, self.runs, self.ablate, &self.common)?;
+            if let Some(path) = &self.plot {
+                report.plot(path)?;
+            }
+            if self.common.json {
+                println!("{}", serde_json::to_string(&report)?);
+            } else {
+                report.print();
+            }
+            return Ok(());
+        }
         let session = Session::open(&self.model, self.weights.as_deref(), &self.common)?;
         let (b, t) = (self.batch, self.context);
         if t + self.decode > session.max_context as i64 {

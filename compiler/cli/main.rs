@@ -4,6 +4,7 @@
 
 mod bench;
 mod cache;
+mod compare;
 mod compile;
 mod doctor;
 mod eval;

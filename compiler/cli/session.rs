@@ -46,6 +46,17 @@ impl Source {
         let start = Instant::now();
         let module = model::graph::build(&self.config, &self.graph_options(request))?;
         let built = start.elapsed();
+        let (artefact, mut times) = self.compile_timed(module, request)?;
+        times.insert(0, ("graph".to_string(), built));
+        Ok((artefact, times))
+    }
+
+    /// Any module over this checkpoint's weights.
+    pub fn compile_module(&self, module: ir::Module, request: &Request) -> anyhow::Result<Artefact> {
+        Ok(self.compile_timed(module, request)?.0)
+    }
+
+    fn compile_timed(&self, module: ir::Module, request: &Request) -> anyhow::Result<(Artefact, Times)> {
         let facts = ModelFacts {
             hash: self.hash(),
             facts: serde_json::json!({
@@ -55,16 +66,13 @@ impl Source {
             }),
             shapes: self.checkpoint.shapes(),
         };
-        let options = pipeline::Options {
-            entries: request.entries.clone(),
-            targets: request.targets.clone(),
-            max_context: request.max_context,
-            program: request.program.clone(),
-            emit: request.emit.clone(),
-        };
-        let (artefact, mut times) = pipeline::compile(module, &facts, &options)?;
-        times.insert(0, ("graph".to_string(), built));
-        Ok((artefact, times))
+        Ok(pipeline::compile(module, &facts, &pipeline_options(request))?)
+    }
+
+    /// What the request's program would run, by entry.
+    pub fn plans(&self, request: &Request) -> anyhow::Result<Vec<ir::plan::Plan>> {
+        let module = model::graph::build(&self.config, &self.graph_options(request))?;
+        Ok(pipeline::plans(module, &pipeline_options(request))?)
     }
 
     fn graph_options(&self, request: &Request) -> model::graph::Options {
@@ -102,6 +110,16 @@ pub struct Request {
     pub max_context: i64,
     pub program: passes::Program,
     pub emit: Vec<(Stage, PathBuf)>,
+}
+
+fn pipeline_options(request: &Request) -> pipeline::Options {
+    pipeline::Options {
+        entries: request.entries.clone(),
+        targets: request.targets.clone(),
+        max_context: request.max_context,
+        program: request.program.clone(),
+        emit: request.emit.clone(),
+    }
 }
 
 /// A model that is ready to run.

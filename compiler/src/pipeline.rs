@@ -82,32 +82,9 @@ pub fn compile(mut module: Module, model: &ModelFacts, options: &Options) -> Res
         clock = Instant::now();
     };
 
-    verify(&module, "naive graph")?;
-    emit.file(Stage::Graph, "00-naive.mlir", || module.to_string())?;
-    let failed = |pass: &str, e: passes::PassError| CompileError::Pass {
-        pass: pass.to_string(),
-        reason: e.to_string(),
-    };
-    let steps = options.program.steps().map_err(|e| failed("list", e))?;
-    for (i, pass) in steps.iter().enumerate() {
-        (pass.run)(&mut module).map_err(|e| failed(pass.name, e))?;
-        verify(&module, pass.name)?;
-        emit.file(Stage::Graph, &format!("{:02}-{}.mlir", i + 1, pass.name), || {
-            module.to_string()
-        })?;
-    }
+    rewrite(&mut module, &options.program, &emit)?;
     lap(&mut times, "graph passes");
-
-    let mut plans = vec![];
-    for entry in &options.entries {
-        let plan =
-            passes::schedule(&module, entry, &options.program.scheduling).map_err(|e| CompileError::Schedule {
-                entry: entry.clone(),
-                reason: e.to_string(),
-            })?;
-        emit.file(Stage::Plan, &format!("{entry}.plan"), || plan.to_string())?;
-        plans.push(plan);
-    }
+    let plans = schedule(&module, options, &emit)?;
     let (kernels, names) = share_kernels(&plans);
     lap(&mut times, "plan");
 
@@ -153,6 +130,46 @@ pub fn compile(mut module: Module, model: &ModelFacts, options: &Options) -> Res
         header.entries.push(entry);
     }
     Ok((Artefact { header, payload }, times))
+}
+
+/// The plans alone: what a program would run, for counting.
+pub fn plans(mut module: Module, options: &Options) -> Result<Vec<Plan>, CompileError> {
+    let emit = Emit { wanted: &options.emit };
+    rewrite(&mut module, &options.program, &emit)?;
+    schedule(&module, options, &emit)
+}
+
+/// The program's passes, the graph verified after each.
+fn rewrite(module: &mut Module, program: &Program, emit: &Emit) -> Result<(), CompileError> {
+    verify(module, "naive graph")?;
+    emit.file(Stage::Graph, "00-naive.mlir", || module.to_string())?;
+    let failed = |pass: &str, e: passes::PassError| CompileError::Pass {
+        pass: pass.to_string(),
+        reason: e.to_string(),
+    };
+    let steps = program.steps().map_err(|e| failed("list", e))?;
+    for (i, pass) in steps.iter().enumerate() {
+        (pass.run)(module).map_err(|e| failed(pass.name, e))?;
+        verify(module, pass.name)?;
+        emit.file(Stage::Graph, &format!("{:02}-{}.mlir", i + 1, pass.name), || {
+            module.to_string()
+        })?;
+    }
+    Ok(())
+}
+
+fn schedule(module: &Module, options: &Options, emit: &Emit) -> Result<Vec<Plan>, CompileError> {
+    let mut plans = vec![];
+    for entry in &options.entries {
+        let plan =
+            passes::schedule(module, entry, &options.program.scheduling).map_err(|e| CompileError::Schedule {
+                entry: entry.clone(),
+                reason: e.to_string(),
+            })?;
+        emit.file(Stage::Plan, &format!("{entry}.plan"), || plan.to_string())?;
+        plans.push(plan);
+    }
+    Ok(plans)
 }
 
 fn verify(module: &Module, stage: &str) -> Result<(), CompileError> {

@@ -1,6 +1,7 @@
 //! Kernels for x86-64: emission per kind (`map`, `matmul`, `sweep`), targets, object code.
 
 mod expr;
+mod keys;
 mod map;
 mod matmul;
 mod object;

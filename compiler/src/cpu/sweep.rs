@@ -1,13 +1,758 @@
-//! Kernels with a sweep: attention over ranges of keys, streamed once.
+//! Kernels with a sweep: attention over ranges of keys, streamed once (flash attention, Dao et al., arXiv 2205.14135).
+//!
+//!     for tile in begin..end                  (batch point, block of tokens): all rows that share its keys
+//!       for segment                           its accumulator starts at zero, or as a copy of the one that it continues
+//!         for block of 64 keys in its range   keys turned and values paired in scratch
+//!           for chunk of rows                 scores = q k: the matmuls' register tile
+//!           for row                           mask by distance, maximum, exponentials, sum; the factor for what was there
+//!           for chunk of rows                 O = O * factor + p v
+//!       for row                               the kernel's stages on O / l
+//!
+//! Few rows (decoding) are another walk: nothing is packed, each key and value is read once where it lies. Scores are in units of
+//! log2, so that an exponential is a power of two.
 
-use ir::plan::{Kernel, Sweep};
+use ir::plan::{Kernel, Segment, Sweep};
+use ir::DType;
 
 use super::Target;
+use super::expr::{Body, F32, memory, widen};
+use super::keys::{BLOCK, Matrix, pack_keys, pack_values};
+use super::product::{self, Panel, Rows};
+use super::{map, vmath};
+use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 
-pub fn scratch_bytes(_kernel: &Kernel, _sweep: &Sweep) -> i64 {
-    0
+/// A maximum before any key was seen: below every score, and far from where subtracting it overflows.
+const LOWEST: f32 = -1e30;
+/// With no more rows than this, packing keys costs more than it saves.
+const FEW: i64 = 8;
+
+/// Where things lie in a worker's scratch, in bytes.
+struct Scratch {
+    rows: i64,
+    /// Columns of an accumulator: whole register tiles.
+    width: i64,
+    scores: i64,
+    weights: i64,
+    keys: i64,
+    values: i64,
+    factors: i64,
+    /// Of segment 0; each has O, m, l.
+    states: i64,
+    state: i64,
+    end: i64,
 }
 
-pub fn emit(kernel: &Kernel, _sweep: &Sweep, _target: &Target) -> String {
-    panic!("kernel {}: no lowering for sweeps yet", kernel.name)
+fn scratch(kernel: &Kernel, sweep: &Sweep) -> Scratch {
+    let tokens = if sweep.tokens {
+        sweep.tile_tokens(&kernel.outer)
+    } else {
+        1
+    };
+    let rows = tokens * sweep.groups(&kernel.outer);
+    let cols = kernel.cols.as_const().unwrap_or(1);
+    let width = (cols + BLOCK - 1) / BLOCK * BLOCK;
+    let mut at = 0;
+    let mut take = |bytes: i64| {
+        let here = at;
+        at += (bytes + 63) / 64 * 64;
+        here
+    };
+    let scores = take(rows * BLOCK * 4);
+    let weights = take(rows * BLOCK * 2);
+    let keys = take((sweep.depth + 1) * BLOCK * 4);
+    let values = take(BLOCK / 2 * width * 4);
+    let factors = take(rows * 4);
+    let state = (rows * width * 4 + 2 * rows * 4 + 63) / 64 * 64;
+    let states = take(state * sweep.segments.len() as i64);
+    Scratch {
+        rows,
+        width,
+        scores,
+        weights,
+        keys,
+        values,
+        factors,
+        states,
+        state,
+        end: at,
+    }
+}
+
+/// Scratch of a worker.
+pub fn scratch_bytes(kernel: &Kernel, sweep: &Sweep) -> i64 {
+    scratch(kernel, sweep).end
+}
+
+pub fn emit(kernel: &Kernel, sweep: &Sweep, target: &Target) -> String {
+    let mut e = Emit::default();
+    e.kernel(&kernel.name, |e, [buffers, symbols, begin, end, memory]| {
+        let body = Body::new(e, kernel, target.lanes, buffers, symbols);
+        let (batch, rows) = kernel.outer.split_at(sweep.batch);
+        let tokens = match rows.last() {
+            Some(n) if sweep.tokens => body.size(e, n),
+            _ => e.i64(1),
+        };
+        let height = if sweep.tokens {
+            sweep.tile_tokens(&kernel.outer)
+        } else {
+            1
+        };
+        let (step, less) = (e.i64(height), e.i64(height - 1));
+        let blocks = e.add(tokens, less);
+        let blocks = e.div(blocks, step);
+        e.for_loop(begin, end, 1, &[], |e, tile, _| {
+            // The last tokens see the most keys: they go first, so that no thread is left with them.
+            let block = e.rem(tile, blocks);
+            let one = e.i64(1);
+            let last = e.sub(blocks, one);
+            let block = e.sub(last, block);
+            let point = e.div(tile, blocks);
+            let batch = body.unravel(e, point, batch);
+            let first = e.mul(block, step);
+            let count = e.sub(tokens, first);
+            let count = e.min(count, step);
+            let position = position(e, &body, sweep, &batch, first);
+            let tile = Tile {
+                body: &body,
+                kernel,
+                sweep,
+                target,
+                lay: scratch(kernel, sweep),
+                memory,
+                height,
+                batch,
+                first,
+                count,
+                position,
+            };
+            for (i, segment) in sweep.segments.iter().enumerate() {
+                e.comment(&format!("segment {i}"));
+                tile.begin(e, i, segment.after);
+                tile.segment(e, i, segment);
+            }
+            tile.finish(e);
+            vec![]
+        });
+    });
+    e.finish()
+}
+
+/// The position of the tile's first token, i64.
+fn position(e: &mut Emit, body: &Body, sweep: &Sweep, batch: &[Val], first: Val) -> Val {
+    let Some(start) = sweep.start else { return first };
+    let zero = e.i64(0);
+    let mut index = batch.to_vec();
+    index.resize(body.kernel.outer.len(), zero);
+    let mut point = body.point(index);
+    let start = body.scalar(e, &mut point, start);
+    let start = e.extend_signed(start, Elem::I64);
+    e.add(start, first)
+}
+
+/// The rows of one batch point and block of tokens. Row (group g, token t of the tile) is row g * height + t of scratch.
+struct Tile<'k> {
+    body: &'k Body<'k>,
+    kernel: &'k Kernel,
+    sweep: &'k Sweep,
+    target: &'k Target,
+    lay: Scratch,
+    memory: Val,
+    height: i64,
+    batch: Vec<Val>,
+    /// First token, and how many.
+    first: Val,
+    count: Val,
+    /// Of the first token.
+    position: Val,
+}
+
+impl Tile<'_> {
+    fn cols(&self) -> i64 {
+        self.kernel.cols.as_const().unwrap_or(1)
+    }
+
+    fn is_few(&self) -> bool {
+        !self.sweep.tokens && self.lay.rows <= FEW
+    }
+
+    /// Probabilities meet bf16 values in pairs.
+    fn in_pairs(&self, segment: &Segment) -> bool {
+        self.kernel.args[segment.v.arg].dtype == DType::BF16 && !self.is_few()
+    }
+
+    /// A place in scratch.
+    fn place(&self, e: &mut Emit, bytes: i64) -> Val {
+        let at = e.i64(bytes);
+        e.at(self.memory, at, Elem::I8)
+    }
+
+    fn state(&self, segment: usize) -> i64 {
+        self.lay.states + segment as i64 * self.lay.state
+    }
+
+    /// Pointer to element (row, column) of f32 scratch at `bytes` with this many columns.
+    fn element(&self, e: &mut Emit, bytes: i64, row: Val, width: i64, elem: Elem) -> Val {
+        let base = self.place(e, bytes);
+        let width = e.i64(width);
+        let at = e.mul(row, width);
+        e.at(base, at, elem)
+    }
+
+    fn maximum(&self, e: &mut Emit, segment: usize, row: Val) -> Val {
+        let bytes = self.state(segment) + self.lay.rows * self.lay.width * 4;
+        self.element(e, bytes, row, 1, Elem::F32)
+    }
+
+    fn mass(&self, e: &mut Emit, segment: usize, row: Val) -> Val {
+        let bytes = self.state(segment) + self.lay.rows * (self.lay.width + 1) * 4;
+        self.element(e, bytes, row, 1, Elem::F32)
+    }
+
+    /// For each group of rows: its number and its first row in scratch.
+    fn groups(&self, e: &mut Emit, f: &mut dyn FnMut(&mut Emit, Val, Val)) {
+        let (zero, n) = (e.i64(0), e.i64(self.lay.rows / self.height));
+        e.for_loop(zero, n, 1, &[], |e, g, _| {
+            let height = e.i64(self.height);
+            let row = e.mul(g, height);
+            f(e, g, row);
+            vec![]
+        });
+    }
+
+    /// Chunks of rows, none across two groups: (group, token of the tile, row of scratch, rows). Few rows are one group.
+    fn chunks(&self, e: &mut Emit, f: &mut dyn FnMut(&mut Emit, Option<Val>, Val, i64)) {
+        if self.height == 1 {
+            let (zero, n) = (e.i64(0), e.i64(self.lay.rows));
+            product::chunks(e, zero, n, &mut |e, row, chunk| f(e, None, row, chunk));
+            return;
+        }
+        let zero = e.i64(0);
+        self.groups(e, &mut |e, g, _| {
+            product::chunks(e, zero, self.count, &mut |e, t, chunk| f(e, Some(g), t, chunk));
+        });
+    }
+
+    /// Row of scratch for row i of a chunk.
+    fn row(&self, e: &mut Emit, g: Option<Val>, at: Val, i: i64) -> Val {
+        let i = e.i64(i);
+        let at = e.add(at, i);
+        match g {
+            None => at,
+            Some(g) => {
+                let height = e.i64(self.height);
+                let row = e.mul(g, height);
+                e.add(row, at)
+            }
+        }
+    }
+
+    /// The kernel's indices of a row.
+    fn index(&self, e: &mut Emit, g: Val, token: Val) -> Vec<Val> {
+        let rows = &self.kernel.outer[self.sweep.batch..];
+        let mut index = self.batch.clone();
+        if self.sweep.tokens {
+            index.extend(self.body.unravel(e, g, &rows[..rows.len() - 1]));
+            let t = e.add(self.first, token);
+            index.push(t);
+        } else {
+            index.extend(self.body.unravel(e, g, rows));
+        }
+        index
+    }
+
+    /// Pointer to the query of row i of a chunk.
+    fn query(&self, e: &mut Emit, g: Option<Val>, at: Val, i: i64) -> Val {
+        let i = e.i64(i);
+        let at = e.add(at, i);
+        let index = match g {
+            Some(g) => self.index(e, g, at),
+            None => {
+                let zero = e.i64(0);
+                self.index(e, at, zero)
+            }
+        };
+        let q = &self.sweep.q;
+        let base = self.body.linear(e, &q.offset, &index, &q.strides[..index.len()]);
+        e.at(self.body.args[q.arg], base, memory(self.kernel.args[q.arg].dtype))
+    }
+
+    /// The accumulator: zero, or a copy.
+    fn begin(&self, e: &mut Emit, segment: usize, after: Option<usize>) {
+        let lanes = self.target.lanes;
+        let ty = Ty::vector(Elem::F32, lanes);
+        let to = self.place(e, self.state(segment));
+        let from = after.map(|a| self.place(e, self.state(a)));
+        // m and l lie behind O: a copy takes all three.
+        let elements = self.lay.state / 4;
+        let (zero, n) = (e.i64(0), e.i64(elements));
+        let nothing = e.f32(0.0, ty);
+        e.for_loop(zero, n, lanes as i64, &[], |e, at, _| {
+            let v = match from {
+                None => nothing,
+                Some(from) => {
+                    let p = e.at(from, at, Elem::F32);
+                    e.load(p, ty)
+                }
+            };
+            let p = e.at(to, at, Elem::F32);
+            e.store(v, p);
+            vec![]
+        });
+        if after.is_none() {
+            let rows = e.i64(self.lay.rows);
+            e.for_loop(zero, rows, 1, &[], |e, row, _| {
+                let p = self.maximum(e, segment, row);
+                let lowest = e.f32(LOWEST, F32);
+                e.store(lowest, p);
+                vec![]
+            });
+        }
+    }
+
+    fn segment(&self, e: &mut Emit, number: usize, s: &Segment) {
+        let keys = self.body.size(e, &s.keys);
+        let k = Matrix::new(e, self.body, self.kernel, &s.k, &self.batch, keys);
+        let v = Matrix::new(e, self.body, self.kernel, &s.v, &self.batch, keys);
+        // Keys that any row of the tile sees: from..to.
+        let zero = e.i64(0);
+        let from = match s.far {
+            None => zero,
+            Some(far) => {
+                let reach = e.i64(far - 1);
+                let from = e.sub(self.position, reach);
+                e.max(from, zero)
+            }
+        };
+        let near = e.i64(s.near);
+        let to = e.add(self.position, self.count);
+        let to = e.sub(to, near);
+        let to = e.min(to, keys);
+        let first = if self.is_few() {
+            from
+        } else {
+            let mask = e.i64(-BLOCK);
+            e.and(from, mask)
+        };
+        e.for_loop(first, to, BLOCK, &[], |e, block, _| {
+            if self.is_few() {
+                let n = e.sub(to, block);
+                let whole = e.i64(BLOCK);
+                let n = e.min(n, whole);
+                self.few_scores(e, &k, block, n);
+                let lanes = |e: &mut Emit, at: i64| {
+                    let at = e.i64(at);
+                    let left = e.sub(n, at);
+                    e.first_lanes(left, self.target.lanes)
+                };
+                self.softmax(e, number, s, &|e, _, at| Some(lanes(e, at)));
+                self.few_values(e, number, &v, block, n);
+                return vec![];
+            }
+            let panel = self.place(e, self.lay.keys);
+            pack_keys(e, self.target, &k, self.sweep.depth, block, panel);
+            self.scores(e, s);
+            self.masked_softmax(e, number, s, block, keys);
+            if self.in_pairs(s) {
+                let panel = self.place(e, self.lay.values);
+                pack_values(e, self.target, &v, self.cols(), self.lay.width, block, panel);
+            }
+            self.values(e, number, s, &v, block);
+            vec![]
+        });
+    }
+
+    /// Scores of all rows against the packed block.
+    fn scores(&self, e: &mut Emit, s: &Segment) {
+        let pair = if self.kernel.args[s.k.arg].dtype == DType::BF16 {
+            2
+        } else {
+            1
+        };
+        let lanes = self.target.lanes as i64;
+        let base = self.place(e, self.lay.keys);
+        let panel = Panel {
+            target: self.target,
+            base,
+            stride: BLOCK,
+            pair,
+        };
+        let vectors = product::vectors(self.target);
+        let zero = e.i64(0);
+        let whole = e.i64(self.sweep.depth / pair);
+        self.chunks(e, &mut |e, g, at, chunk| {
+            let a: Vec<Val> = (0..chunk).map(|i| self.query(e, g, at, i)).collect();
+            let rows: Vec<Val> = (0..chunk).map(|i| self.row(e, g, at, i)).collect();
+            let all = e.i64(BLOCK);
+            e.for_loop(zero, all, vectors * lanes, &[], |e, sub, _| {
+                let firsts = firsts(e, sub, vectors, lanes);
+                let nothing = e.f32(0.0, Ty::vector(Elem::F32, lanes as usize));
+                let init = vec![nothing; a.len() * firsts.len()];
+                let mut acc = panel.product(e, &a, &firsts, &init, [zero, whole]);
+                if self.sweep.depth % pair != 0 {
+                    acc = panel.step(e, &a, &firsts, &acc, whole, true);
+                }
+                for (row, acc) in rows.iter().zip(acc.chunks(firsts.len())) {
+                    let to = self.element(e, self.lay.scores, *row, BLOCK, Elem::F32);
+                    for (first, v) in firsts.iter().zip(acc) {
+                        let p = e.at(to, *first, Elem::F32);
+                        e.store(*v, p);
+                    }
+                }
+                vec![]
+            });
+        });
+    }
+
+    /// Where the whole block is seen by all rows there is nothing to mask.
+    fn masked_softmax(&self, e: &mut Emit, number: usize, s: &Segment, block: Val, keys: Val) {
+        let size = e.i64(BLOCK);
+        let end = e.add(block, size);
+        let inside = e.cmp(Cmp::Le, end, keys);
+        // The first row against the last key, and the last row against the first.
+        let less = e.i64(BLOCK - 1 + s.near);
+        let nearest = e.add(block, less);
+        let seen = e.cmp(Cmp::Le, nearest, self.position);
+        let mut whole = e.and(inside, seen);
+        if let Some(far) = s.far {
+            let last = e.add(self.position, self.count);
+            let distance = e.sub(last, block);
+            let far = e.i64(far);
+            let close = e.cmp(Cmp::Le, distance, far);
+            whole = e.and(whole, close);
+        }
+        e.if_then(whole, &[], |e| {
+            self.softmax(e, number, s, &|_, _, _| None);
+            vec![]
+        });
+        let yes = e.int(1, Ty::scalar(Elem::I1));
+        let not = e.sub(yes, whole);
+        e.if_then(not, &[], |e| {
+            self.softmax(e, number, s, &|e, token, at| {
+                let lanes = self.target.lanes;
+                let ty = Ty::vector(Elem::I32, lanes);
+                let at = e.i64(at);
+                let key = e.add(block, at);
+                let left = e.sub(keys, key);
+                let there = e.first_lanes(left, lanes);
+                let p = e.add(self.position, token);
+                let distance = e.sub(p, key);
+                let distance = e.truncate_int(distance, Elem::I32);
+                let distance = e.broadcast(distance, lanes);
+                let lane = e.iota(Elem::I32, lanes);
+                let distance = e.sub(distance, lane);
+                let near = e.int(s.near, ty);
+                let seen = e.cmp(Cmp::Le, near, distance);
+                let mut mask = e.and(there, seen);
+                if let Some(far) = s.far.and_then(|far| i32::try_from(far).ok()) {
+                    let far = e.int(i64::from(far), ty);
+                    let close = e.cmp(Cmp::Lt, distance, far);
+                    mask = e.and(mask, close);
+                }
+                Some(mask)
+            });
+            vec![]
+        });
+    }
+
+    /// Scores of each row to weights; m, l and the factor for O follow. `mask` gets the token and a column of the block.
+    fn softmax(&self, e: &mut Emit, number: usize, s: &Segment, mask: &dyn Fn(&mut Emit, Val, i64) -> Option<Val>) {
+        let lanes = self.target.lanes;
+        let ty = Ty::vector(Elem::F32, lanes);
+        let zero = e.i64(0);
+        let scale = f32::from_bits(s.scale) * std::f32::consts::LOG2_E;
+        self.groups(e, &mut |e, _, base| {
+            e.for_loop(zero, self.count, 1, &[], |e, token, _| {
+                let row = e.add(base, token);
+                let from = self.element(e, self.lay.scores, row, BLOCK, Elem::F32);
+                let mut scores = vec![];
+                let mut masks = vec![];
+                for at in (0..BLOCK).step_by(lanes) {
+                    let column = e.i64(at);
+                    let p = e.at(from, column, Elem::F32);
+                    let x = e.load(p, ty);
+                    let factor = e.f32(scale, ty);
+                    let mut x = e.mul(x, factor);
+                    let m = mask(e, token, at);
+                    if let Some(m) = m {
+                        let lowest = e.f32(LOWEST, ty);
+                        x = e.select(m, x, lowest);
+                    }
+                    scores.push(x);
+                    masks.push(m);
+                }
+                let highest = tree(e, &scores, Emit::max);
+                let highest = e.largest(highest);
+                let place = self.maximum(e, number, row);
+                let old = e.load(place, F32);
+                let new = e.max(old, highest);
+                e.store(new, place);
+                let shift = e.sub(old, new);
+                let factor = vmath::exp2_negative(e, shift);
+                let to = self.element(e, self.lay.factors, row, 1, Elem::F32);
+                e.store(factor, to);
+                let new = e.broadcast(new, lanes);
+                let weights: Vec<Val> = scores
+                    .iter()
+                    .zip(&masks)
+                    .map(|(x, m)| {
+                        let x = e.sub(*x, new);
+                        let p = vmath::exp2_negative(e, x);
+                        match m {
+                            None => p,
+                            Some(m) => {
+                                let nothing = e.f32(0.0, ty);
+                                e.select(*m, p, nothing)
+                            }
+                        }
+                    })
+                    .collect();
+                let sum = tree(e, &weights, Emit::add);
+                let sum = e.reduce_add(sum);
+                let place = self.mass(e, number, row);
+                let old = e.load(place, F32);
+                let mass = e.fma(old, factor, sum);
+                e.store(mass, place);
+                let pairs = self.in_pairs(s);
+                let (bytes, elem) = if pairs {
+                    (self.lay.weights, Elem::I16)
+                } else {
+                    (self.lay.scores, Elem::F32)
+                };
+                let to = self.element(e, bytes, row, BLOCK, elem);
+                for (i, p) in weights.into_iter().enumerate() {
+                    let column = e.i64((i * lanes) as i64);
+                    let to = e.at(to, column, elem);
+                    let p = if pairs { self.round(e, p) } else { p };
+                    e.store(p, to);
+                }
+                vec![]
+            });
+        });
+    }
+
+    /// bf16 bits.
+    fn round(&self, e: &mut Emit, x: Val) -> Val {
+        if self.target.bf16_dot && self.target.lanes == 16 {
+            e.round_bf16(x)
+        } else {
+            vmath::bf16_bits(e, x)
+        }
+    }
+
+    /// O = O * factor + weights * values, over the block.
+    fn values(&self, e: &mut Emit, number: usize, s: &Segment, v: &Matrix, block: Val) {
+        let (zero, all) = (e.i64(0), e.i64(BLOCK));
+        let n = e.sub(v.rows, block);
+        let n = e.min(n, all);
+        self.accumulate(e, number, &mut |e, a, firsts, init| {
+            if self.in_pairs(s) {
+                let base = self.place(e, self.lay.values);
+                let panel = Panel {
+                    target: self.target,
+                    base,
+                    stride: self.lay.width,
+                    pair: 2,
+                };
+                let pairs = e.i64(BLOCK / 2);
+                let a: Vec<Val> = a
+                    .iter()
+                    .map(|row| self.element(e, self.lay.weights, *row, BLOCK, Elem::I16))
+                    .collect();
+                return panel.product(e, &a, firsts, init, [zero, pairs]);
+            }
+            self.in_place(e, v, block, n, a, firsts, init)
+        });
+    }
+
+    /// Weights in f32 by values where they lie.
+    #[allow(clippy::too_many_arguments)]
+    fn in_place(
+        &self,
+        e: &mut Emit,
+        v: &Matrix,
+        block: Val,
+        n: Val,
+        a: &[Val],
+        firsts: &[Val],
+        init: &[Val],
+    ) -> Vec<Val> {
+        let lanes = self.target.lanes;
+        let first = v.row(e, block);
+        let starts = firsts.iter().map(|f| e.at(first, *f, memory(v.dtype))).collect();
+        let whole = self.cols() == self.lay.width;
+        let cols = e.i64(self.cols());
+        let masks = firsts
+            .iter()
+            .map(|f| {
+                (!whole).then(|| {
+                    let left = e.sub(cols, *f);
+                    e.first_lanes(left, lanes)
+                })
+            })
+            .collect();
+        let right = Rows {
+            lanes,
+            starts,
+            masks,
+            stride: v.stride,
+            dtype: v.dtype,
+        };
+        let a: Vec<Val> = a
+            .iter()
+            .map(|row| self.element(e, self.lay.scores, *row, BLOCK, Elem::F32))
+            .collect();
+        let zero = e.i64(0);
+        right.product(e, &a, DType::F32, init, [zero, n])
+    }
+
+    /// For each chunk of rows and register tile of columns: O, scaled, through `f`, which gets rows of scratch, columns, and O.
+    #[allow(clippy::type_complexity)]
+    fn accumulate(
+        &self,
+        e: &mut Emit,
+        number: usize,
+        f: &mut dyn FnMut(&mut Emit, &[Val], &[Val], &[Val]) -> Vec<Val>,
+    ) {
+        let lanes = self.target.lanes as i64;
+        let vectors = product::vectors(self.target);
+        let zero = e.i64(0);
+        self.chunks(e, &mut |e, g, at, chunk| {
+            let rows: Vec<Val> = (0..chunk).map(|i| self.row(e, g, at, i)).collect();
+            let all = e.i64(
+                self.lay
+                    .width
+                    .min((self.cols() + lanes * vectors - 1) / (lanes * vectors) * lanes * vectors),
+            );
+            e.for_loop(zero, all, vectors * lanes, &[], |e, sub, _| {
+                let firsts = firsts(e, sub, vectors, lanes);
+                let mut places = vec![];
+                let mut init = vec![];
+                for row in &rows {
+                    let factor = self.element(e, self.lay.factors, *row, 1, Elem::F32);
+                    let factor = e.load(factor, F32);
+                    let factor = e.broadcast(factor, lanes as usize);
+                    let o = self.element(e, self.state(number), *row, self.lay.width, Elem::F32);
+                    for first in &firsts {
+                        let p = e.at(o, *first, Elem::F32);
+                        let x = e.load(p, Ty::vector(Elem::F32, lanes as usize));
+                        let x = e.mul(x, factor);
+                        init.push(x);
+                        places.push(p);
+                    }
+                }
+                let acc = f(e, &rows, &firsts, &init);
+                for (p, v) in places.into_iter().zip(acc) {
+                    e.store(v, p);
+                }
+                vec![]
+            });
+        });
+    }
+
+    /// Scores of few rows, one key after the other: a key's vectors are read once for all rows.
+    fn few_scores(&self, e: &mut Emit, k: &Matrix, block: Val, n: Val) {
+        let lanes = self.target.lanes;
+        let (depth, rows) = (self.sweep.depth, self.lay.rows);
+        let q_type = self.kernel.args[self.sweep.q.arg].dtype;
+        let zero = e.i64(0);
+        let queries: Vec<Val> = (0..rows).map(|i| self.query(e, None, zero, i)).collect();
+        e.for_loop(zero, n, 1, &[], |e, j, _| {
+            let key = e.add(block, j);
+            let key = k.row(e, key);
+            let nothing = e.f32(0.0, Ty::vector(Elem::F32, lanes));
+            let mut acc = vec![nothing; queries.len()];
+            for at in (0..depth).step_by(lanes) {
+                let left = depth - at;
+                let at = e.i64(at);
+                let read = |e: &mut Emit, p: Val, dtype: DType| {
+                    let p = e.at(p, at, memory(dtype));
+                    let ty = Ty::vector(memory(dtype), lanes);
+                    let raw = if left >= lanes as i64 {
+                        e.load(p, ty)
+                    } else {
+                        let left = e.i64(left);
+                        let mask = e.first_lanes(left, lanes);
+                        e.masked_load(p, mask, ty)
+                    };
+                    widen(e, raw, dtype)
+                };
+                let y = read(e, key, k.dtype);
+                for (q, acc) in queries.iter().zip(&mut acc) {
+                    let x = read(e, *q, q_type);
+                    *acc = e.fma(x, y, *acc);
+                }
+            }
+            for (row, acc) in acc.into_iter().enumerate() {
+                let score = e.reduce_add(acc);
+                let row = e.i64(row as i64);
+                let to = self.element(e, self.lay.scores, row, BLOCK, Elem::F32);
+                let to = e.at(to, j, Elem::F32);
+                e.store(score, to);
+            }
+            vec![]
+        });
+    }
+
+    fn few_values(&self, e: &mut Emit, number: usize, v: &Matrix, block: Val, n: Val) {
+        self.accumulate(e, number, &mut |e, a, firsts, init| {
+            self.in_place(e, v, block, n, a, firsts, init)
+        });
+    }
+
+    /// The kernel's stages for every row.
+    fn finish(&self, e: &mut Emit) {
+        let lanes = self.target.lanes;
+        let zero = e.i64(0);
+        self.groups(e, &mut |e, g, base| {
+            e.for_loop(zero, self.count, 1, &[], |e, token, _| {
+                let row = e.add(base, token);
+                let states: Vec<(Val, Val)> = (0..self.sweep.segments.len())
+                    .map(|s| {
+                        let mass = self.mass(e, s, row);
+                        let mass = e.load(mass, F32);
+                        // A row that saw no key has mass 0 and stays 0.
+                        let tiny = e.f32(1e-30, F32);
+                        let mass = e.max(mass, tiny);
+                        let one = e.f32(1.0, F32);
+                        let share = e.div(one, mass);
+                        let o = self.element(e, self.state(s), row, self.lay.width, Elem::F32);
+                        (o, e.broadcast(share, lanes))
+                    })
+                    .collect();
+                let index = self.index(e, g, token);
+                let mut point = self.body.point(index);
+                map::stages(e, self.body, &mut point, &|e, cols| {
+                    for (o, share) in &states {
+                        let p = e.at(*o, cols.first, Elem::F32);
+                        let x = e.load(p, Ty::vector(Elem::F32, lanes));
+                        let x = e.mul(x, *share);
+                        cols.swept.push(x);
+                    }
+                });
+                vec![]
+            });
+        });
+    }
+}
+
+/// First columns of a register tile's vectors.
+fn firsts(e: &mut Emit, sub: Val, vectors: i64, lanes: i64) -> Vec<Val> {
+    (0..vectors)
+        .map(|v| {
+            let at = e.i64(v * lanes);
+            e.add(sub, at)
+        })
+        .collect()
+}
+
+/// Pairwise, for short chains.
+fn tree(e: &mut Emit, values: &[Val], f: fn(&mut Emit, Val, Val) -> Val) -> Val {
+    match values {
+        [one] => *one,
+        _ => {
+            let (a, b) = values.split_at(values.len() / 2);
+            let (a, b) = (tree(e, a, f), tree(e, b, f));
+            f(e, a, b)
+        }
+    }
 }

@@ -67,6 +67,33 @@ pub fn exp(e: &mut Emit, x: Val) -> Val {
     e.select(nan, x, y)
 }
 
+/// 2^x for x <= 0, to 2e-7; 2^-126 below -126.
+pub fn exp2_negative(e: &mut Emit, x: Val) -> Val {
+    let low = e.f32(-126.0, x.ty);
+    let x = e.max(x, low);
+    let n = e.rint(x);
+    let r = e.sub(x, n);
+    // ln(2)^k / k! for |r| <= 1/2.
+    let p = polynomial(
+        e,
+        r,
+        &[
+            1.540_353e-4,
+            1.333_355_8e-3,
+            9.618_129e-3,
+            5.550_411e-2,
+            2.402_265_1e-1,
+            std::f32::consts::LN_2,
+            1.0,
+        ],
+    );
+    let n = e.float_to_int(n);
+    let n = e.shl(n, 23);
+    let bits = e.bitcast(p, n.ty);
+    let bits = e.add(bits, n);
+    e.bitcast(bits, x.ty)
+}
+
 /// The natural logarithm of a positive normal number.
 pub fn log(e: &mut Emit, x: Val) -> Val {
     let (ty, int) = (x.ty, x.ty.with(Elem::I32));

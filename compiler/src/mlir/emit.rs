@@ -432,18 +432,12 @@ impl Emit {
         )
     }
 
-    /// a * 2^floor(b) for 16 lanes, 0 where that underflows (AVX-512).
-    pub fn scale_by_power(&mut self, a: Val, b: Val) -> Val {
-        let mask = self.int(-1, Ty::scalar(Elem::I16));
-        let rounding = self.int(4, Ty::scalar(Elem::I32));
-        let name = "llvm.x86.avx512.mask.scalef.ps.512";
-        self.op(
-            a.ty,
-            &format!(
-                "llvm.call_intrinsic \"{name}\"({a}, {b}, {a}, {mask}, {rounding}) : ({0}, {0}, {0}, i16, i32) -> {0}",
-                a.ty
-            ),
-        )
+    /// 16 lanes of f32 to bf16 bits, to the nearest even (AVX-512 BF16).
+    pub fn round_bf16(&mut self, a: Val) -> Val {
+        let ty = a.ty.with(Elem::BF16);
+        let name = "llvm.x86.avx512bf16.cvtneps2bf16.512";
+        let rounded = self.op(ty, &format!("llvm.call_intrinsic \"{name}\"({a}) : ({}) -> {ty}", a.ty));
+        self.bitcast(rounded, ty.with(Elem::I16))
     }
 
     // Memory. Pointers are untyped; indices count elements.

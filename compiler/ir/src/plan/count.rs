@@ -132,12 +132,23 @@ mod tests {
     /// Against counting.
     #[test]
     fn seen_keys_are_counted() {
-        for (t, near, far) in [(7, 0, None), (7, 0, Some(3)), (7, 3, None), (5, 2, Some(4)), (3, 0, Some(9))] {
+        for (t, near, far) in [
+            (7, 0, None),
+            (7, 0, Some(3)),
+            (7, 3, None),
+            (5, 2, Some(4)),
+            (3, 0, Some(9)),
+        ] {
             let sees = |d: i64| d >= near && far.is_none_or(|f| d < f);
-            let count: usize = (0..t).map(|p| (0..t).filter(|j| p - j >= 0 && sees(p - j)).count()).sum();
+            let count: usize = (0..t)
+                .map(|p| (0..t).filter(|j| p - j >= 0 && sees(p - j)).count())
+                .sum();
             let average = count as f64 / t as f64;
             let told = seen(t as f64, Some(t as f64), near as f64, far.map(|f| f as f64));
-            assert!((average - told).abs() < 1e-9, "T {t}, {near}..{far:?}: {told}, counted {average}");
+            assert!(
+                (average - told).abs() < 1e-9,
+                "T {t}, {near}..{far:?}: {told}, counted {average}"
+            );
         }
     }
 }
