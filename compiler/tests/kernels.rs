@@ -2,3 +2,5 @@
 
 #[path = "kernels/matmul.rs"]
 mod matmul;
+#[path = "kernels/sweep.rs"]
+mod sweep;

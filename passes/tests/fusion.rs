@@ -195,3 +195,57 @@ fn fused_graphs() {
     }
     insta::assert_snapshot!(text);
 }
+
+/// Random graphs of attention: shapes, windows, phases, passes over shared or own keys. `LOOPC_CASES` sets how many.
+#[test]
+fn random_attention() {
+    let cases: u64 = std::env::var("LOOPC_CASES")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(300);
+    for seed in 0..cases {
+        let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut next = |n: i64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            (random >> 20) as i64 % n
+        };
+        let mut g = Graph::new(next(2) == 0);
+        let q = g.q("q");
+        let streams: Vec<_> = (0..1 + next(2))
+            .map(|i| (g.k(&format!("k{i}")), g.k(&format!("v{i}"))))
+            .collect();
+        let mut out = None;
+        for i in 0..1 + next(4) {
+            let (k, v) = streams[next(streams.len() as i64) as usize];
+            let window = (next(3) > 0).then(|| 1 + next(7));
+            let scale = if next(5) == 0 { 2.0 * SCALE } else { SCALE };
+            let a = g.attend(q, k, v, window, scale);
+            let part = match next(4) {
+                0 => a,
+                1 => {
+                    let gate = g.gate(&format!("g{i}"), 1);
+                    g.f.mul(gate, a)
+                }
+                2 => {
+                    let gate = g.gate(&format!("g{i}"), HEAD);
+                    g.f.mul(a, gate)
+                }
+                _ => g.f.unary("silu", a),
+            };
+            out = Some(match out {
+                None => part,
+                Some(o) if next(2) == 0 => g.f.add(o, part),
+                Some(o) => g.f.sub(part, o),
+            });
+        }
+        g.f.returns("out", out.unwrap());
+        let fused = fused(&g.f);
+        assert_eq!(count(&fused, "softmax"), 0, "seed {seed}");
+        let (t, b) = (1 + next(9), 1 + next(2));
+        let sizes = [("B", b), ("T", t), ("S", t)];
+        same(&g.f, &fused, &sizes);
+        planned(&g.f, &fused, &sizes);
+    }
+}

@@ -11,8 +11,8 @@
 //! Few rows (decoding) are another walk: nothing is packed, each key and value is read once where it lies. Scores are in units of
 //! log2, so that an exponential is a power of two.
 
-use ir::plan::{Kernel, Segment, Sweep};
 use ir::DType;
+use ir::plan::{Kernel, Segment, Sweep};
 
 use super::Target;
 use super::expr::{Body, F32, memory, widen};

@@ -95,21 +95,23 @@ impl Kernel {
             let batch: f64 = outer[..s.batch].iter().product();
             let tokens = if s.tokens { outer.last().copied() } else { None };
             work.bytes += elements(&s.q, s.depth as f64) * bytes(s.q.arg);
-            // One key or value matrix is read once, however many segments see parts of it.
-            let mut read: Vec<(usize, &Size)> = vec![];
+            // One key or value matrix is read once, as far back as any segment sees.
+            let mut read: Vec<(usize, &Size, f64)> = vec![];
             for segment in &s.segments {
                 let keys = of(&segment.keys)?;
                 let seen = rows * seen(keys, tokens, segment.near as f64, segment.far.map(|f| f as f64));
                 work.products += 2.0 * seen * (s.depth as f64 + cols);
                 work.scalars += 10.0 * seen;
+                let back = segment.far.map_or(keys, |f| keys.min(f as f64 + tokens.unwrap_or(0.0)));
                 for (m, width) in [(&segment.k, s.depth as f64), (&segment.v, cols)] {
-                    if !read.contains(&(m.arg, &m.offset)) {
-                        read.push((m.arg, &m.offset));
-                        let near = segment.far.map_or(keys, |f| keys.min(f as f64 + tokens.unwrap_or(0.0)));
-                        work.bytes += batch * near * width * bytes(m.arg);
+                    let all = batch * back * width * bytes(m.arg);
+                    match read.iter_mut().find(|r| r.0 == m.arg && r.1 == &m.offset) {
+                        Some(known) => known.2 = known.2.max(all),
+                        None => read.push((m.arg, &m.offset, all)),
                     }
                 }
             }
+            work.bytes += read.iter().map(|r| r.2).sum::<f64>();
         }
         Some(work)
     }
