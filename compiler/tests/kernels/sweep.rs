@@ -172,6 +172,27 @@ fn bytes(values: &[f64], dtype: DType) -> Vec<u64> {
 }
 
 fn check(target: &Target, case: &Case) -> Result<(), String> {
+    check_sizes(target, case, &[case.tokens])
+}
+
+/// One compilation, many token counts; there are as many keys as tokens if tokens change.
+fn check_sizes(target: &Target, case: &Case, tokens: &[Option<i64>]) -> Result<(), String> {
+    let kernel = case.kernel();
+    let compiled = compile_kernels(std::slice::from_ref(&kernel), target, false).map_err(|e| e.to_string())?;
+    let code = runtime::elf::Code::load(&compiled.object).map_err(|e| e.to_string())?;
+    let one = |t: &Option<i64>| {
+        let keys = if tokens.len() > 1 { t.unwrap_or(case.keys) } else { case.keys };
+        let case = Case {
+            tokens: *t,
+            keys,
+            ..case.clone()
+        };
+        check_compiled(target, &case, &code)
+    };
+    tokens.iter().try_for_each(one)
+}
+
+fn check_compiled(target: &Target, case: &Case, code: &runtime::elf::Code) -> Result<(), String> {
     let kernel = case.kernel();
     let errors = ir::plan::verify::verify_kernel(&kernel);
     assert!(errors.is_empty(), "{errors:?}");
@@ -195,8 +216,6 @@ fn check(target: &Target, case: &Case) -> Result<(), String> {
     eval::run_kernel(&kernel, &sizes, &mut plain).map_err(|e| e.to_string())?;
     let pointers: Vec<*mut u8> = buffers.iter_mut().map(|b| b.as_mut_ptr().cast()).collect();
     let symbols = SYMBOLS.map(|s| sizes[s]);
-    let compiled = compile_kernels(std::slice::from_ref(&kernel), target, false).map_err(|e| e.to_string())?;
-    let code = runtime::elf::Code::load(&compiled.object).map_err(|e| e.to_string())?;
     let run = code.kernel("sweep").ok_or("no kernel")?;
     let tiles: i64 = kernel
         .tiles()
@@ -249,21 +268,20 @@ fn edges_of_tiles_and_windows() {
     let mut failures = vec![];
     for target in targets() {
         for dtype in [DType::F32, DType::BF16] {
-            for tokens in [1, 2, 63, 64, 65, 127, 128, 129, 200] {
-                for w in [1, 63, 64, 65, 300] {
-                    let case = Case {
-                        dtype,
-                        batch: 1,
-                        groups: 2,
-                        tokens: Some(tokens),
-                        keys: tokens,
-                        depth: 16,
-                        cols: 16,
-                        start: 0,
-                        ranges: window(w),
-                    };
-                    failures.extend(check(&target, &case).err());
-                }
+            for w in [1, 63, 64, 65, 300] {
+                let case = Case {
+                    dtype,
+                    batch: 1,
+                    groups: 2,
+                    tokens: Some(1),
+                    keys: 1,
+                    depth: 16,
+                    cols: 16,
+                    start: 0,
+                    ranges: window(w),
+                };
+                let tokens = [1, 2, 63, 64, 65, 127, 128, 129, 200].map(Some);
+                failures.extend(check_sizes(&target, &case, &tokens).err());
             }
         }
     }
@@ -279,8 +297,8 @@ fn edges_of_tiles_and_windows() {
 fn decoding_reads_where_it_stands() {
     for target in targets() {
         for dtype in [DType::F32, DType::BF16] {
-            for (start, keys) in [(0, 1), (5, 6), (63, 64), (64, 65), (200, 201), (10, 40)] {
-                for groups in [1, 2, 5, 8, 9] {
+            for (start, keys) in [(0, 1), (63, 64), (64, 65), (200, 201), (10, 40)] {
+                for groups in [1, 2, 9] {
                     let case = Case {
                         dtype,
                         batch: 2,
@@ -318,7 +336,7 @@ fn a_row_without_keys_is_zero() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn random_sweeps(
         dtype in prop::sample::select(vec![DType::F32, DType::BF16]),
