@@ -2,10 +2,14 @@
 
 mod cse;
 mod dce;
+mod disagree;
+mod reduce;
 pub mod schedule;
 
 use ir::Module;
 
+pub use disagree::{compare, disagree};
+pub use reduce::reduce;
 pub use schedule::schedule;
 
 /// Why a pass or the scheduler gave up: a bug of ours, or a graph from a user that has no lowering.
