@@ -6,6 +6,7 @@ mod bench;
 mod cache;
 mod compile;
 mod doctor;
+mod draw;
 mod eval;
 mod generate;
 mod logits;
