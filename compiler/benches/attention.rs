@@ -94,7 +94,10 @@ fn main() {
                 shapes: checkpoint.shapes(),
             };
             let (artefact, _) = pipeline::compile(module, &facts, &options).expect("it compiles");
-            (name, Engine::load(&artefact, &checkpoint, Options { threads }).expect("it loads"))
+            (
+                name,
+                Engine::load(&artefact, &checkpoint, Options { threads }).expect("it loads"),
+            )
         })
         .collect();
     let mut state = 1u32;
@@ -105,16 +108,24 @@ fn main() {
         };
         (0..n).map(|_| next()).collect()
     };
-    let (q, k, v) = (random(KV * GROUP * t * HEAD), random(KV * t * HEAD), random(KV * t * HEAD));
+    let (q, k, v) = (
+        random(KV * GROUP * t * HEAD),
+        random(KV * t * HEAD),
+        random(KV * t * HEAD),
+    );
     let gate = random(KV * GROUP * t);
     let inputs = [("q", &q), ("k", &k), ("v", &v), ("gate", &gate)].map(|(name, x)| (name, Input::F32(x)));
     let mut best = vec![f64::INFINITY; engines.len()];
     for _ in 0..ROUNDS {
         for ((_, engine), best) in engines.iter().zip(&mut best) {
             engine.profile(true);
-            engine.call("attention", &[("B", 1), ("T", t)], &inputs, None).expect("it runs");
+            engine
+                .call("attention", &[("B", 1), ("T", t)], &inputs, None)
+                .expect("it runs");
             let kernels = engine.profile(false);
-            let own = kernels.iter().filter(|(name, ..)| !name.starts_with("cast") || name.contains('_'));
+            let own = kernels
+                .iter()
+                .filter(|(name, ..)| !name.starts_with("cast") || name.contains('_'));
             *best = best.min(own.map(|(_, _, time)| time.as_secs_f64()).sum());
         }
     }

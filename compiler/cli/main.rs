@@ -7,6 +7,7 @@ mod cache;
 mod compare;
 mod compile;
 mod doctor;
+mod draw;
 mod eval;
 mod generate;
 mod logits;

@@ -1,6 +1,6 @@
 //! `loopc opt`: run graph passes on a textual graph and print it after each.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
@@ -21,6 +21,24 @@ pub struct Args {
     /// Print the graph after every pass, not only after the last
     #[arg(long)]
     each: bool,
+    /// Instead of printing: what `fuse` finds in each function, what candidates cost, and what each rule is good for
+    #[arg(long, conflicts_with_all = ["plan", "each", "draw", "against"])]
+    explain: bool,
+    /// Whose costs --explain counts with: cpu or gpu
+    #[arg(long, default_value = "cpu", requires = "explain")]
+    machine: String,
+    /// Draw the graph after the passes to this .dot or .svg file; with passes, also as it was, to OUT.before.dot or .svg
+    #[arg(long, value_name = "OUT")]
+    draw: Option<PathBuf>,
+    /// Instead of printing: does the graph mean the same after these passes ("": none) as after --passes?
+    #[arg(long, value_name = "PASSES", value_delimiter = ',', conflicts_with_all = ["plan", "each", "draw"])]
+    against: Option<Vec<String>>,
+    /// Where --against finds a difference: write the smallest graph that shows it
+    #[arg(long, value_name = "OUT", requires = "against")]
+    reduce: Option<PathBuf>,
+    /// Of the random data that --against compares on
+    #[arg(long, default_value_t = 0, requires = "against")]
+    seed: u64,
 }
 
 impl Args {
@@ -36,7 +54,21 @@ impl Args {
         let (mut module, lines) =
             ir::text::parse_with_lines(&text).map_err(|e| anyhow::anyhow!("{}:{e}", file.display()))?;
         report(&ir::verify::verify_at(&module, &lines), &file.display().to_string())?;
-        for name in &self.passes {
+        let list = |passes: &[String]| passes.iter().filter(|p| !p.is_empty()).cloned().collect::<Vec<_>>();
+        let names = list(&self.passes);
+        if let Some(against) = &self.against {
+            return compare(&module, [&names, &list(against)], self.reduce.as_deref(), self.seed);
+        }
+        if let Some(out) = &self.draw {
+            let svg = crate::draw::svg_wanted(out)?;
+            if !names.is_empty() {
+                crate::draw::write(
+                    &module,
+                    &out.with_extension(if svg { "before.svg" } else { "before.dot" }),
+                )?;
+            }
+        }
+        for name in &names {
             let Some(pass) = passes::PASSES.iter().find(|p| p.name == name) else {
                 let names: Vec<&str> = passes::PASSES.iter().map(|p| p.name).collect();
                 bail!("there is no pass `{name}`; choose from {}", names.join(", "));
@@ -47,13 +79,62 @@ impl Args {
                 println!("// after {name}\n{module}");
             }
         }
+        if let Some(out) = &self.draw {
+            crate::draw::write(&module, out)?;
+        }
+        if self.explain {
+            return explain(&module, &self.machine);
+        }
         match self.plan {
             Some(entry) => print!("{}", passes::schedule(&module, &entry, &passes::Scheduling::FUSED)?),
-            None if self.each && !self.passes.is_empty() => {}
+            None if self.each && !names.is_empty() => {}
+            None if self.draw.is_some() => {}
             None => print!("{module}"),
         }
         Ok(())
     }
+}
+
+/// The e-graph's account of every function that has attention in it.
+fn explain(module: &ir::Module, machine: &str) -> anyhow::Result<()> {
+    use passes::egraph::{cost::MACHINES, explain::explain, rules};
+    let Some(machine) = MACHINES.iter().find(|m| m.name == machine) else {
+        let names: Vec<&str> = MACHINES.iter().map(|m| m.name).collect();
+        bail!("there is no machine `{machine}`; choose from {}", names.join(", "));
+    };
+    let attends = |f: &&ir::Function| f.ops.iter().any(|op| op.name == "mask");
+    for f in module.functions.iter().filter(attends) {
+        match explain(f, &rules::all(), machine) {
+            Some(account) => println!("{}", account.text(machine)),
+            None => println!("@{}: nothing to fuse\n", f.name),
+        }
+    }
+    Ok(())
+}
+
+/// One line and success where the two lists agree; an error that says where they do not.
+fn compare(module: &ir::Module, lists: [&[String]; 2], out: Option<&Path>, seed: u64) -> anyhow::Result<()> {
+    /// Other data, other sizes: what one draw hides the next may show.
+    const DRAWS: u64 = 4;
+    let [a, b] = lists.map(|list| list.iter().map(String::as_str).collect::<Vec<_>>());
+    for seed in (0..DRAWS).map(|i| seed.wrapping_add(i)) {
+        let Some(what) = passes::disagree(module, &a, &b, seed)? else {
+            continue;
+        };
+        let Some(out) = out else {
+            bail!("the two lists disagree: {what}");
+        };
+        let small = passes::reduce(module, &mut |m| {
+            passes::disagree(m, &a, &b, seed).is_ok_and(|d| d.is_some())
+        });
+        runtime::weights::write_whole(out, &[small.to_string().as_bytes()])?;
+        bail!(
+            "the two lists disagree: {what}; {} shows it with --seed {seed}",
+            out.display()
+        );
+    }
+    println!("the two lists agree on {DRAWS} draws of random data");
+    Ok(())
 }
 
 fn report(errors: &[ir::verify::VerifyError], at: &str) -> anyhow::Result<()> {

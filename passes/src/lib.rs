@@ -2,16 +2,20 @@
 
 mod cse;
 mod dce;
+mod disagree;
 pub mod egraph;
 mod join_projections;
 mod join_rows;
 mod order;
 mod program;
+mod reduce;
 pub mod schedule;
 
 use ir::Module;
 
+pub use disagree::{compare, disagree};
 pub use program::{Program, SWITCHES};
+pub use reduce::reduce;
 pub use schedule::{Scheduling, schedule};
 
 /// Why a pass or the scheduler gave up: a bug of ours, or a graph from a user that has no lowering.

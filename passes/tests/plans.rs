@@ -101,7 +101,10 @@ fn every_op_on_its_samples() {
 
 #[test]
 fn random_programs() {
-    let cases: u64 = std::env::var("LOOPC_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(200);
+    let cases: u64 = std::env::var("LOOPC_CASES")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(200);
     report(
         (0..cases)
             .filter_map(|seed| check(&random(seed)).err().map(|e| format!("seed {seed}: {e}")))

@@ -198,7 +198,7 @@ pub fn write_safetensors(path: &Path, tensors: &[(&str, &Vec<usize>, &Vec<u8>)])
 }
 
 /// All or nothing: a temporary file beside `path`, flushed to disk, then renamed.
-pub(crate) fn write_whole(path: &Path, parts: &[&[u8]]) -> Result<(), RuntimeError> {
+pub fn write_whole(path: &Path, parts: &[&[u8]]) -> Result<(), RuntimeError> {
     let failed = |e: std::io::Error| RuntimeError::File {
         path: path.to_path_buf(),
         reason: format!("cannot write it: {e}"),

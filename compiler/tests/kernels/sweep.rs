@@ -181,7 +181,11 @@ fn check_sizes(target: &Target, case: &Case, tokens: &[Option<i64>]) -> Result<(
     let compiled = compile_kernels(std::slice::from_ref(&kernel), target, false).map_err(|e| e.to_string())?;
     let code = runtime::elf::Code::load(&compiled.object).map_err(|e| e.to_string())?;
     let one = |t: &Option<i64>| {
-        let keys = if tokens.len() > 1 { t.unwrap_or(case.keys) } else { case.keys };
+        let keys = if tokens.len() > 1 {
+            t.unwrap_or(case.keys)
+        } else {
+            case.keys
+        };
         let case = Case {
             tokens: *t,
             keys,
