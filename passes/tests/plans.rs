@@ -111,3 +111,72 @@ fn random_programs() {
             .collect(),
     );
 }
+
+/// What 10,000 random programs found, as small as it gets: (name, the program between input `x` and result `y`).
+#[test]
+fn found_by_random_programs() {
+    use ir::eval::Tensor;
+    use ir::{DType, Function, Module, Param, TensorType, ValueId};
+    type Make = fn(&mut Function, ValueId) -> ValueId;
+    let f32 = |shape: &[ir::Dim]| TensorType::new(shape.to_vec(), DType::F32);
+    let found: [(&str, Vec<ir::Dim>, Make); 4] = [
+        // Its second half starts at S * 4 + 2, which no single term is.
+        (
+            "rope of a slice",
+            vec![2i64.into(), 2i64.into(), "S".into(), 4i64.into()],
+            |f, x| {
+                let ty = TensorType::new([2i64.into(), 1i64.into(), "S".into(), ir::Dim::from(4i64)], DType::F32);
+                let half = f.slice(x, 1, 1, ty);
+                f.rope(half, None, 100.0, 64, DType::F32)
+            },
+        ),
+        // The one column of the reduction was dropped from the kernel, so that it ran over the rows.
+        (
+            "a row of one column",
+            vec![2i64.into(), "S".into(), 1i64.into()],
+            |f, x| {
+                let max = f.reduce_max(x, 2);
+                let two = f.scalar(2.0, DType::F32);
+                f.mul(max, two)
+            },
+        ),
+        // The product waited for the reduction, which reads memory.
+        (
+            "a reduced product",
+            vec![2i64.into(), "S".into(), 1i64.into()],
+            |f, x| {
+                let p = f.matmul(x, x, true, DType::F32);
+                let p = f.reduce_max(p, 2);
+                let p = f.reduce_sum(p, 1);
+                f.unary("neg", p)
+            },
+        ),
+        (
+            "a reduced sum of products",
+            vec![2i64.into(), 3i64.into(), 1i64.into()],
+            |f, x| {
+                let p = f.matmul(x, x, true, DType::F32);
+                let p = f.add(p, p);
+                f.reduce_sum(p, 2)
+            },
+        ),
+    ];
+    for (name, shape, make) in found {
+        let mut f = Function::new(ENTRY);
+        let x = f.param("x", f32(&shape), Param::Input("x".into()));
+        let y = make(&mut f, x);
+        f.returns("y", y);
+        let sizes: ir::Sizes = [("S".to_string(), 5)].into();
+        let shape: Vec<usize> = f.ty(x).resolve(&sizes).unwrap().iter().map(|n| *n as usize).collect();
+        let n: usize = shape.iter().product();
+        let data = (0..n).map(|i| ((i * 37 % 19) as f64 - 9.0) / 8.0).collect();
+        let case = Case {
+            module: Module { functions: vec![f] },
+            sizes,
+            inputs: [("x".to_string(), Tensor::new(&shape, DType::F32, data))].into(),
+            weights: Default::default(),
+            states: Default::default(),
+        };
+        check(&case).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+}

@@ -96,6 +96,10 @@ fn reduce(e: &mut Emit, body: &Body, point: &mut Point, op: Reduction, value: us
     let identity = match op {
         Reduction::Sum => 0.0,
         Reduction::Max => f32::NEG_INFINITY,
+        Reduction::LogSumExp => panic!(
+            "kernel {}: only a contraction's columns are reduced so",
+            body.kernel.name
+        ),
     };
     let init = e.f32(identity, ty);
     let acc = columns(e, body, &[init], &mut |e, first, mask, carried| {
@@ -108,12 +112,12 @@ fn reduce(e: &mut Emit, body: &Body, point: &mut Point, op: Reduction, value: us
         }
         vec![match op {
             Reduction::Sum => e.add(carried[0], v),
-            Reduction::Max => e.max(v, carried[0]),
+            _ => e.max(v, carried[0]),
         }]
     });
     match op {
         Reduction::Sum => e.reduce_add(acc[0]),
-        Reduction::Max => e.reduce_max(acc[0]),
+        _ => e.reduce_max(acc[0]),
     }
 }
 

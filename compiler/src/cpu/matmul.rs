@@ -14,13 +14,24 @@ use ir::{DType, Size};
 use super::Target;
 use super::expr::{Body, Columns, memory, widen};
 use super::product::{self, CHUNKS, Panel};
+use super::rows::RowStates;
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 
 /// Below this many rows in a tile, packing keys costs more than it saves.
 const FEW_ROWS: i64 = 8;
 
 /// Scratch of a worker: a panel of keys, or their scores where they are few.
-pub fn scratch_bytes(c: &Contraction) -> i64 {
+pub fn scratch_bytes(kernel: &Kernel, c: &Contraction) -> i64 {
+    let states = if kernel.reduces() {
+        RowStates::new(kernel, 16).bytes()
+    } else {
+        0
+    };
+    states + panel_bytes(c)
+}
+
+/// Of a panel of keys, which stands first.
+fn panel_bytes(c: &Contraction) -> i64 {
     match c {
         Contraction {
             b: Rhs::KContiguous { .. },
@@ -51,6 +62,9 @@ struct Matmul<'k> {
     batch: Vec<Val>,
     /// First column of the tile.
     column: Val,
+    /// First row of the tile, and the rows' states if the kernel reduces.
+    first: Val,
+    states: Option<(RowStates, Val)>,
 }
 
 pub fn emit(kernel: &Kernel, c: &Contraction, target: &Target) -> String {
@@ -80,10 +94,21 @@ pub fn emit(kernel: &Kernel, c: &Contraction, target: &Target) -> String {
             rows,
             batch: vec![],
             column: zero,
+            first: zero,
+            states: None,
         };
+        let reduces = kernel.reduces();
+        if reduces {
+            let at = e.i64(panel_bytes(c));
+            let place = e.at(scratch, at, Elem::I8);
+            m.states = Some((RowStates::new(kernel, target.lanes), place));
+        }
         e.for_loop(begin, end, 1, &[], |e, tile, _| {
-            let panel = e.rem(tile, panels);
-            let rest = e.div(tile, panels);
+            let (panel, rest) = if reduces {
+                (zero, tile)
+            } else {
+                (e.rem(tile, panels), e.div(tile, panels))
+            };
             let block = e.rem(rest, blocks);
             let point = e.div(rest, blocks);
             m.batch = m.body.unravel(e, point, batch);
@@ -93,7 +118,12 @@ pub fn emit(kernel: &Kernel, c: &Contraction, target: &Target) -> String {
             let first = e.min(first, row_count);
             let last = e.add(first, height);
             let last = e.min(last, row_count);
-            m.tile(e, panel, first, last, scratch);
+            if reduces {
+                m.first = first;
+                m.reduced_tile(e, panels, first, last, scratch);
+            } else {
+                m.tile(e, panel, first, last, scratch);
+            }
             vec![]
         });
     });
@@ -109,6 +139,34 @@ fn ceil_div(e: &mut Emit, body: &Body, size: &Size, block: i64) -> Val {
 }
 
 impl Matmul<'_> {
+    /// All columns of some rows, whose stores wait for the last one.
+    fn reduced_tile(&mut self, e: &mut Emit, panels: Val, first: Val, last: Val, scratch: Val) {
+        let (states, place) = self.states.take().expect("the kernel reduces");
+        let (zero, count) = (e.i64(0), e.sub(last, first));
+        states.begin(e, place, count);
+        self.states = Some((states, place));
+        e.for_loop(zero, panels, 1, &[], |e, panel, _| {
+            let width = e.i64(MATMUL_COLS);
+            self.column = e.mul(panel, width);
+            self.tile(e, panel, first, last, scratch);
+            vec![]
+        });
+        e.for_loop(zero, count, 1, &[], |e, row, _| {
+            let at = e.add(first, row);
+            let index = self.index(e, at);
+            let mut point = self.body.point(index);
+            let (states, place) = self.states.as_ref().expect("the kernel reduces");
+            states.finish(e, &mut point, *place, row);
+            for stage in &self.body.kernel.stages {
+                if let Stage::Store { to, value, .. } = stage {
+                    let value = self.body.scalar(e, &mut point, *value);
+                    self.body.store_scalar(e, &mut point, to, value);
+                }
+            }
+            vec![]
+        });
+    }
+
     fn tile(&self, e: &mut Emit, panel: Val, first: Val, last: Val, scratch: Val) {
         match &self.c.b {
             Rhs::Packed { arg } => {
@@ -240,13 +298,26 @@ impl Matmul<'_> {
         };
         for (i, index) in indices.into_iter().enumerate() {
             let acc: Vec<Val> = acc[i * firsts.len()..][..firsts.len()].to_vec();
-            self.epilogue(e, index, &columns, &masks, &acc);
+            let i = e.i64(i as i64);
+            let row = e.add(row, i);
+            self.epilogue(e, row, index, &columns, &masks, &acc);
         }
     }
 
     /// The kernel's stores for one row.
-    fn epilogue(&self, e: &mut Emit, index: Vec<Val>, columns: &[Val], masks: &[Option<Val>], acc: &[Val]) {
+    fn epilogue(&self, e: &mut Emit, row: Val, index: Vec<Val>, columns: &[Val], masks: &[Option<Val>], acc: &[Val]) {
         let mut point = self.body.point(index);
+        if let Some((states, place)) = &self.states {
+            for stage in &self.body.kernel.stages {
+                if matches!(stage, Stage::Reduce { .. }) {
+                    self.body.hoist(e, &mut point, stage);
+                }
+            }
+            let columns = columns.iter().zip(masks).zip(acc);
+            let mut columns: Vec<Columns> = columns.map(|((c, m), a)| Columns::new(*c, *m, Some(*a))).collect();
+            let row = e.sub(row, self.first);
+            return states.take(e, &self.body, &mut point, *place, row, &mut columns);
+        }
         for stage in &self.body.kernel.stages {
             self.body.hoist(e, &mut point, stage);
         }
@@ -398,7 +469,7 @@ impl Matmul<'_> {
                 columns.push(e.add(self.column, at));
             }
             let masks: Vec<Option<Val>> = columns.iter().map(|c| self.mask(e, *c)).collect();
-            self.epilogue(e, index, &columns, &masks, &acc);
+            self.epilogue(e, row, index, &columns, &masks, &acc);
             vec![]
         });
     }

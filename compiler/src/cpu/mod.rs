@@ -6,6 +6,7 @@ mod map;
 mod matmul;
 mod object;
 mod product;
+mod rows;
 mod sweep;
 mod target;
 mod vmath;
@@ -36,7 +37,7 @@ pub fn compile_kernels(kernels: &[Kernel], target: &Target, texts: bool) -> Resu
 pub fn scratch_bytes(kernel: &Kernel) -> i64 {
     match (&kernel.contraction, &kernel.sweep) {
         (_, Some(sweep)) => sweep::scratch_bytes(kernel, sweep),
-        (Some(contraction), None) => matmul::scratch_bytes(contraction),
+        (Some(contraction), None) => matmul::scratch_bytes(kernel, contraction),
         (None, None) => 0,
     }
 }

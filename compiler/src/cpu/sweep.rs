@@ -26,6 +26,11 @@ const LOWEST: f32 = -1e30;
 /// With no more rows than this, packing keys costs more than it saves.
 const FEW: i64 = 8;
 
+/// Gets a chunk's group (none: rows are groups), its first token or row, and its height.
+type ChunkBody<'a> = &'a mut dyn FnMut(&mut Emit, Option<Val>, Val, i64);
+/// Gets rows of scratch, first columns and what is there; gives the sum.
+type Accumulate<'a> = &'a mut dyn FnMut(&mut Emit, &[Val], &[Val], &[Val]) -> Vec<Val>;
+
 /// Where things lie in a worker's scratch, in bytes.
 struct Scratch {
     rows: i64,
@@ -220,7 +225,7 @@ impl Tile<'_> {
     }
 
     /// Chunks of rows, none across two groups: (group, token of the tile, row of scratch, rows). Few rows are one group.
-    fn chunks(&self, e: &mut Emit, f: &mut dyn FnMut(&mut Emit, Option<Val>, Val, i64)) {
+    fn chunks(&self, e: &mut Emit, f: ChunkBody) {
         if self.height == 1 {
             let (zero, n) = (e.i64(0), e.i64(self.lay.rows));
             product::chunks(e, zero, n, &mut |e, row, chunk| f(e, None, row, chunk));
@@ -606,13 +611,7 @@ impl Tile<'_> {
     }
 
     /// For each chunk of rows and register tile of columns: O, scaled, through `f`, which gets rows of scratch, columns, and O.
-    #[allow(clippy::type_complexity)]
-    fn accumulate(
-        &self,
-        e: &mut Emit,
-        number: usize,
-        f: &mut dyn FnMut(&mut Emit, &[Val], &[Val], &[Val]) -> Vec<Val>,
-    ) {
+    fn accumulate(&self, e: &mut Emit, number: usize, f: Accumulate) {
         let lanes = self.target.lanes as i64;
         let vectors = product::vectors(self.target);
         let zero = e.i64(0);

@@ -82,7 +82,7 @@ pub fn exp2_negative(e: &mut Emit, x: Val) -> Val {
             1.333_355_8e-3,
             9.618_129e-3,
             5.550_411e-2,
-            2.402_265_1e-1,
+            2.402_265e-1,
             std::f32::consts::LN_2,
             1.0,
         ],

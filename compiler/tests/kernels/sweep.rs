@@ -247,7 +247,8 @@ fn check_compiled(target: &Target, case: &Case, code: &runtime::elf::Code) -> Re
     let wanted = &plain[7];
     let tolerance = if case.dtype == DType::BF16 { 2e-2 } else { 2e-5 };
     for (i, (x, y)) in found.iter().zip(wanted).enumerate() {
-        if !((f64::from(*x) - y).abs() <= tolerance) {
+        let off = (f64::from(*x) - y).abs();
+        if off.is_nan() || off > tolerance {
             return Err(format!("{} {case:?}: element {i} is {x}, wants {y}", target.name));
         }
     }
@@ -340,7 +341,7 @@ fn a_row_without_keys_is_zero() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 6, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn random_sweeps(
         dtype in prop::sample::select(vec![DType::F32, DType::BF16]),

@@ -238,9 +238,7 @@ impl<'g> Model<'g> {
                 }
                 Term::Extend([_, d]) => {
                     // The body is the same as the continued measure's: found at the chain's head.
-                    let Some((j, x)) = self.head(choice, id) else {
-                        return None;
-                    };
+                    let (j, x) = self.head(choice, id)?;
                     let part = self.fraction(self.graph[*d].data.domain);
                     cost.operations += self.loop_operations(choice, x, j, part);
                     cost.operations += 8.0 * self.points(data.free | 1 << j.0) * part;

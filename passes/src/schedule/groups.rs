@@ -12,7 +12,7 @@ use super::{Scheduling, flag, int};
 /// Values that wait for a kernel with another root.
 pub struct Groups {
     waiting: HashSet<ValueId>,
-    /// Roots of kernels with a matmul or a sweep inside: their last dimension stays the columns.
+    /// Roots of kernels with a matmul, a sweep or a reduction inside: their last dimension stays the columns.
     heavy: HashSet<ValueId>,
 }
 
@@ -55,7 +55,7 @@ impl Groups {
             let read = readers.get(&v).map_or(&[][..], |r| r);
             let all_absorb = !read.is_empty()
                 && !returned.contains(&v)
-                && read.iter().all(|(r, at)| absorbs(f, &f.ops[*r], *at, options));
+                && read.iter().all(|(r, at)| absorbs(&groups, &f.ops[*r], *at, options));
             let wanted: HashSet<ValueId> = read.iter().filter_map(|(r, _)| root.get(r).copied()).collect();
             let free = matches!(op.name.as_str(), "constant" | "mask" | "sweep");
             if all_absorb && free {
@@ -64,9 +64,16 @@ impl Groups {
                 root.insert(i, wanted.iter().copied().min().unwrap_or(v));
                 continue;
             }
+            // The loss walks the columns of its logits once: they need no memory.
+            let of_loss = |r: &Op| r.name == "cross_entropy" && options.epilogues;
+            if all_absorb && op.name == "matmul" && read.len() == 1 && of_loss(&f.ops[read[0].0]) {
+                groups.waiting.insert(v);
+                root.insert(i, wanted.iter().copied().min().unwrap_or(v));
+                continue;
+            }
             let alone = !options.epilogues && read.len() > 1;
             let joined = match wanted.iter().next() {
-                Some(&r) if all_absorb && wanted.len() == 1 && !alone => {
+                Some(&r) if all_absorb && wanted.len() == 1 && !alone && !is_loss(f, r) => {
                     let kernel = held.entry(r).or_default();
                     fits(f, op, r, kernel, options).then_some(r)
                 }
@@ -87,7 +94,8 @@ impl Groups {
                 "reduce_sum" | "reduce_max" if joined.is_some() => kernel.reduces = true,
                 _ => {}
             }
-            if matches!(op.name.as_str(), "matmul" | "mean") {
+            let reduces = joined.is_some() && op.name.starts_with("reduce");
+            if reduces || matches!(op.name.as_str(), "matmul" | "mean") {
                 groups.heavy.insert(own);
             }
         }
@@ -95,16 +103,22 @@ impl Groups {
     }
 }
 
+/// A loss holds the matmul of its logits and nothing else.
+fn is_loss(f: &Function, root: ValueId) -> bool {
+    f.ops
+        .iter()
+        .any(|op| op.results.first() == Some(&root) && op.name == "cross_entropy")
+}
+
 /// Can the kernel of `reader` compute its operand `at` itself?
-fn absorbs(f: &Function, reader: &Op, at: usize, options: &Scheduling) -> bool {
+fn absorbs(groups: &Groups, reader: &Op, at: usize, options: &Scheduling) -> bool {
     match reader.name.as_str() {
         name if is_elementwise(name) => true,
         "mean" => true,
+        "cross_entropy" => at == 0 && options.epilogues,
         "sweep" => flag(reader, "continues") && at + 1 == reader.operands.len(),
-        "reduce_sum" | "reduce_max" => {
-            let rank = f.ty(reader.operands[0]).rank();
-            options.epilogues && int(reader, "axis") + 1 == rank as i64
-        }
+        // A reduction that is a kernel of its own reads memory.
+        "reduce_sum" | "reduce_max" => groups.waits(reader.results[0]),
         _ => false,
     }
 }

@@ -4,8 +4,8 @@ use ir::plan::{Binary, BufferKind, Reduction, Unary};
 use ir::{Op, Size, TensorType};
 
 use super::build::KernelBuilder;
-use super::view::View;
-use super::{Frame, Scheduler, flag, float, int};
+use super::view::{View, sizes};
+use super::{Def, Frame, Scheduler, flag, float, int};
 use crate::PassError;
 
 /// The most negative finite f32: below every score, and no infinity minus infinity.
@@ -13,6 +13,11 @@ const LOWEST: f64 = f32::MIN as f64;
 
 impl Scheduler<'_> {
     pub(super) fn row_op(&mut self, frame: &mut Frame, op: &Op, ty: &TensorType) -> Result<View, PassError> {
+        if op.name == "cross_entropy"
+            && let Some(Def::Lazy(logits)) = frame.defs.get(&op.operands[0]).cloned()
+        {
+            return self.joined_loss(frame, op, logits, ty);
+        }
         let operands = op
             .operands
             .iter()
@@ -29,7 +34,10 @@ impl Scheduler<'_> {
             self.concat(op, &operands, &to);
             return Ok(to);
         }
-        let to = self.placed(frame, op.results[0], ty);
+        let mut to = self.placed(frame, op.results[0], ty);
+        if op.name == "rope" && upper_half(&to).is_none() {
+            to = self.temporary(ty);
+        }
         let mut k = KernelBuilder::keeping_columns(&op.name, &to.shape);
         match op.name.as_str() {
             "softmax" => softmax(&mut k, &operands[0], &to),
@@ -64,9 +72,50 @@ impl Scheduler<'_> {
         Ok(to)
     }
 
+    /// The loss in the kernel of its logits' matmul: the columns go by once and are never stored.
+    fn joined_loss(&mut self, frame: &mut Frame, op: &Op, logits: &Op, ty: &TensorType) -> Result<View, PassError> {
+        let shape = sizes(&frame.f.ty(logits.results[0]).shape);
+        let targets = self.view(frame, op.operands[1])?;
+        let mut k = KernelBuilder::keeping_columns("", &shape);
+        let mut names = vec!["cross_entropy".to_string()];
+        let x = self.contract(frame, &mut k, logits, &mut names)?;
+        k.rename(&names.join("_"));
+        let zero = || Size::from(0);
+        let target = k.load(
+            &targets,
+            &[targets.strides[0].clone(), targets.strides[1].clone(), zero()],
+            None,
+        );
+        let total = k.reduce(Reduction::LogSumExp, x);
+        let column = k.index(2);
+        let is_target = k.binary(Binary::Eq, column, target);
+        let nothing = k.float(0.0);
+        let chosen = k.select(is_target, x, nothing);
+        let chosen = k.reduce(Reduction::Sum, chosen);
+        let nll = k.binary(Binary::Sub, total, chosen);
+        let first = k.int(0);
+        let none = k.binary(Binary::Lt, target, first);
+        let nll = k.select(none, nothing, nll);
+        let to = self.placed(frame, op.results[0], ty);
+        k.store_at(
+            &to,
+            &[to.strides[0].clone(), to.strides[1].clone(), zero()],
+            None,
+            nll,
+            None,
+        );
+        self.launch(k.finish());
+        Ok(to)
+    }
+
     /// Pairs (c, c + D/2): the columns are the first halves.
     fn rope(&mut self, op: &Op, operands: &[View], to: &View) -> KernelBuilder {
-        let x = &operands[0];
+        // A view that starts at an offset of its own may have no second half: a dense copy has one.
+        let x = match upper_half(&operands[0]) {
+            Some(_) => operands[0].clone(),
+            None => self.copy(&operands[0]),
+        };
+        let x = &x;
         let rank = x.shape.len();
         let half = x.shape[rank - 1].coef / 2;
         let mut shape = x.shape.clone();
@@ -94,7 +143,7 @@ impl Scheduler<'_> {
             k.load(&table, &strides, indirect)
         };
         let (cos, sin) = (table(&mut k, false), table(&mut k, true));
-        let upper = |v: &View| v.sliced(rank - 1, half, Size::from(half)).unwrap_or_else(|| v.clone());
+        let upper = |v: &View| upper_half(v).expect("it was asked for above");
         let (a, b) = (k.load(x, &x.strides, None), k.load(&upper(x), &x.strides, None));
         let product = |k: &mut KernelBuilder, x, y| k.binary(Binary::Mul, x, y);
         let (ac, bs) = (product(&mut k, a, cos), product(&mut k, b, sin));
@@ -162,6 +211,13 @@ impl Scheduler<'_> {
             begin += n;
         }
     }
+}
+
+/// The second half of the columns.
+fn upper_half(v: &View) -> Option<View> {
+    let axis = v.shape.len() - 1;
+    let half = v.shape[axis].coef / 2;
+    v.sliced(axis, half, Size::from(half))
 }
 
 fn softmax(k: &mut KernelBuilder, x: &View, to: &View) {

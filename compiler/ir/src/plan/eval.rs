@@ -139,7 +139,14 @@ pub fn run_kernel(kernel: &Kernel, sizes: &Sizes, args: &mut [Vec<f64>]) -> Resu
                     Stage::Reduce { op, value } => {
                         let x = scalar.get(*value)?;
                         let acc = &mut reduced[s];
-                        *acc = if *op == Reduction::Sum { *acc + x } else { acc.max(x) };
+                        *acc = match op {
+                            Reduction::Sum => *acc + x,
+                            Reduction::Max => acc.max(x),
+                            Reduction::LogSumExp => {
+                                let max = acc.max(x);
+                                max + ((*acc - max).exp() + (x - max).exp()).ln()
+                            }
+                        };
                     }
                     Stage::Store { to, value, when } => {
                         if when.map_or(Ok(1.0), |c| scalar.get(c))? == 0.0 {

@@ -171,7 +171,8 @@ pub struct Access {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Stage {
-    /// Over all columns, in f32; `Expr::Reduced` reads it in later stages.
+    /// Over all columns, in f32; `Expr::Reduced` reads it in later stages. Beside a contraction all reductions come first, none
+    /// needs another's result, and stores are one per point of `outer`: the columns are walked once.
     Reduce { op: Reduction, value: ExprId },
     /// Per column if the access has a column stride, else once per point of `outer`. Rounded to the argument's type.
     /// With a condition: only where it holds.
@@ -187,6 +188,8 @@ pub enum Stage {
 pub enum Reduction {
     Sum,
     Max,
+    /// log(sum(e^value)), relative to a running maximum.
+    LogSumExp,
 }
 
 /// `acc[batch.., row.., n] = sum_k a[batch.., row.., k] * b[batch.., n, k]`, in f32. Dimensions: the first `batch` of `Kernel::outer`
@@ -228,13 +231,18 @@ impl Kernel {
             (None, None) => vec![(Size::product(&self.outer), self.map_rows())],
             (Some(c), None) => {
                 let (batch, rows) = self.outer.split_at(c.batch);
-                vec![
-                    (Size::product(batch), 1),
-                    (Size::product(rows), MATMUL_ROWS),
-                    (self.cols.clone(), MATMUL_COLS),
-                ]
+                let mut tiles = vec![(Size::product(batch), 1), (Size::product(rows), MATMUL_ROWS)];
+                // What reduces over the columns walks all of them in one tile.
+                if !self.reduces() {
+                    tiles.push((self.cols.clone(), MATMUL_COLS));
+                }
+                tiles
             }
         }
+    }
+
+    pub fn reduces(&self) -> bool {
+        self.stages.iter().any(|s| matches!(s, Stage::Reduce { .. }))
     }
 
     /// Points of `outer` in one tile of a kernel without contraction: short rows go together.

@@ -189,6 +189,7 @@ impl Body<'_> {
                 let op = match op {
                     Reduction::Sum => "sum",
                     Reduction::Max => "max",
+                    Reduction::LogSumExp => "logsumexp",
                 };
                 self.lines.push(format!("r{s} = {op} over j of {value}"));
             }

@@ -254,6 +254,9 @@ pub fn verify_kernel(kernel: &Kernel) -> Vec<PlanError> {
     if let Some(sweep) = &kernel.sweep {
         check.sweep(sweep);
     }
+    if kernel.contraction.is_some() && kernel.reduces() {
+        check.reduced_contraction();
+    }
     for (s, stage) in kernel.stages.iter().enumerate() {
         check.stage(s, stage);
     }
@@ -432,6 +435,26 @@ impl Check<'_> {
                     self.fail(format!(
                         "{what} stores a value per column where all columns share one place"
                     ));
+                }
+            }
+        }
+    }
+
+    /// The columns of a contraction are walked once.
+    fn reduced_contraction(&mut self) {
+        let mut stored = false;
+        for (s, stage) in self.kernel.stages.iter().enumerate() {
+            match stage {
+                Stage::Reduce { value, .. } => {
+                    if stored || (*value < self.kernel.exprs.len() && self.latest_stage(*value).is_some()) {
+                        self.fail(format!("stage {s} reduces a contraction a second time"));
+                    }
+                }
+                Stage::Store { to, .. } => {
+                    stored = true;
+                    if to.strides.last().is_some_and(|s| s.coef != 0) {
+                        self.fail(format!("stage {s} stores columns of a contraction that is reduced"));
+                    }
                 }
             }
         }
