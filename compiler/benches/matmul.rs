@@ -54,6 +54,7 @@ fn kernel(k: i64, n: i64, dtype: DType) -> Kernel {
             k: k.into(),
             a: access(0, k),
             b: Rhs::Packed { arg: 1 },
+            also: None,
         }),
         exprs: vec![Expr::Acc],
         stages: vec![Stage::Store {

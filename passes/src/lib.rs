@@ -10,6 +10,7 @@ mod order;
 mod program;
 mod reduce;
 pub mod schedule;
+mod views_first;
 
 use ir::Module;
 
@@ -37,5 +38,6 @@ pub static PASSES: &[Pass] = &[
     egraph::FUSE_APART,
     join_rows::JOIN_ROWS,
     join_projections::JOIN_PROJECTIONS,
+    views_first::VIEWS_FIRST,
     dce::DCE,
 ];

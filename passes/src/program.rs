@@ -31,7 +31,7 @@ impl Program {
     pub fn fused() -> Program {
         Program {
             name: "fused".to_string(),
-            passes: vec!["cse", "fuse", "join-rows", "join-projections", "dce"],
+            passes: vec!["cse", "fuse", "join-rows", "join-projections", "views-first", "dce"],
             scheduling: Scheduling::FUSED,
         }
     }

@@ -261,3 +261,53 @@ fn names_are_unique_and_reasons_are_given() {
         assert!(rules[..i].iter().all(|o| o.name != r.name), "{} stands twice", r.name);
     }
 }
+
+/// `tests/rules/RULE.term` is a term that the rule changes; its snapshot, beside it, is every way to write it afterwards.
+/// Leaves: t0, t1, t2 vary with row i and key j; t3 does not vary with the key. Domain @0 compares them: cells d < 0, then
+/// 0 <= d < 1, 1 <= d < 3, 3 <= d.
+#[test]
+fn filetests() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rules");
+    let mut settings = insta::Settings::clone_current();
+    settings.set_snapshot_path(&folder);
+    settings.set_prepend_module_to_snapshot(false);
+    settings.set_omit_expression(true);
+    for rule in all() {
+        let file = folder.join(format!("{}.term", rule.name));
+        let text = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        let term: egg::RecExpr<Term> = text
+            .trim()
+            .parse()
+            .unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        let mut facts = Facts { tables: tables() };
+        for i in 0..4 {
+            let at = if i < 3 {
+                vec![Some(Index(1)), Some(Index(2))]
+            } else {
+                vec![Some(Index(1))]
+            };
+            facts.tables.leaf(LeafInfo {
+                value: ir::ValueId(i),
+                name: format!("x{i}"),
+                at,
+            });
+        }
+        let runner: Runner<Term, Facts> = Runner::new(facts).with_expr(&term).run(&[rule.compile()]);
+        let graph = &runner.egraph;
+        let cost = egg::Extractor::new(graph, egg::AstSize);
+        let mut lines: Vec<String> = vec![];
+        for class in graph.classes().filter(|c| c.nodes.len() > 1) {
+            // Of each class that has a choice, every node over the smallest terms of its operands.
+            let one = |n: &Term| n.join_recexprs(|id| cost.find_best(id).1).to_string();
+            let mut ways: Vec<String> = class.nodes.iter().map(one).collect();
+            ways.sort_by_key(|w| (w.len(), w.clone()));
+            ways.dedup();
+            if ways.len() > 1 {
+                lines.push(ways.join("\n  = "));
+            }
+        }
+        lines.sort();
+        assert!(!lines.is_empty(), "rule {} does not change {}", rule.name, text.trim());
+        settings.bind(|| insta::assert_snapshot!(rule.name, format!("{}\n{}", rule.why, lines.join("\n"))));
+    }
+}

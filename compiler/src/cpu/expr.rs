@@ -39,6 +39,8 @@ pub struct Columns {
     pub mask: Option<Val>,
     /// The contraction's value.
     pub acc: Option<Val>,
+    /// The contraction's second value.
+    pub also: Option<Val>,
     /// The sweep's results, by segment.
     pub swept: Vec<Val>,
     values: HashMap<ExprId, Val>,
@@ -50,6 +52,7 @@ impl Columns {
             first,
             mask,
             acc,
+            also: None,
             swept: vec![],
             values: HashMap::new(),
         }
@@ -93,7 +96,7 @@ impl<'k> Body<'k> {
     fn expr_varies(&self, expr: &Expr) -> bool {
         let of = |id: &ExprId| self.varies[*id];
         match expr {
-            Expr::Acc | Expr::Swept(_) => true,
+            Expr::Acc | Expr::AccAlso | Expr::Swept(_) => true,
             _ if self.single_column() => false,
             Expr::Load(a) => self.access_varies(a),
             Expr::Index(d) => *d == self.kernel.outer.len(),
@@ -259,7 +262,7 @@ impl<'k> Body<'k> {
             Expr::Float(bits) => e.f32(f32::from_bits(*bits), F32),
             Expr::Int(i) => e.int(*i as i64, I32),
             Expr::Reduced(stage) => point.reduced[stage],
-            Expr::Acc | Expr::Swept(_) => panic!("kernel {}: an accumulator varies", self.kernel.name),
+            Expr::Acc | Expr::AccAlso | Expr::Swept(_) => panic!("kernel {}: an accumulator varies", self.kernel.name),
             Expr::Unary(op, a) => {
                 let a = self.scalar(e, point, *a);
                 unary(e, *op, a)
@@ -310,6 +313,9 @@ impl<'k> Body<'k> {
                 Expr::Acc => cols
                     .acc
                     .unwrap_or_else(|| panic!("kernel {}: no accumulator", self.kernel.name)),
+                Expr::AccAlso => cols
+                    .also
+                    .unwrap_or_else(|| panic!("kernel {}: no second accumulator", self.kernel.name)),
                 Expr::Swept(p) => cols.swept[*p],
                 Expr::Unary(op, a) => {
                     let a = self.vector(e, point, cols, *a);

@@ -48,7 +48,8 @@ fn panel_bytes(c: &Contraction) -> i64 {
 /// Where a tile's right-hand side lies.
 enum Columns64 {
     /// Panel layout: unit (k / pair, n) at `k / pair * 64 + n`, four bytes each: an f32, or a pair of bf16.
-    Panel { base: Val, pair: i64 },
+    /// `also`: how many units behind a panel the second weight's panel stands.
+    Panel { base: Val, pair: i64, also: Option<Val> },
     /// Row k at `base + k * stride` elements, columns contiguous.
     Rows { base: Val, stride: Val, dtype: DType },
 }
@@ -176,7 +177,14 @@ impl Matmul<'_> {
                 let size = e.mul(units, width);
                 let offset = e.mul(panel, size);
                 let base = e.at(self.body.args[*arg], offset, Elem::I32);
-                self.rows(e, &Columns64::Panel { base, pair }, first, last);
+                let also = match &self.c.also {
+                    Some(Rhs::Packed { arg }) => {
+                        let second = e.at(self.body.args[*arg], offset, Elem::I32);
+                        Some(e.units_between(base, second))
+                    }
+                    _ => None,
+                };
+                self.rows(e, &Columns64::Panel { base, pair, also }, first, last);
             }
             Rhs::NContiguous { arg, offset, strides } => {
                 let (k_stride, batch) = strides.split_last().expect("a right-hand side has a stride for k");
@@ -213,11 +221,22 @@ impl Matmul<'_> {
                 let is_many = e.cmp(Cmp::Le, few, count);
                 e.if_then(is_many, &[], |e| {
                     let pair = self.pack(e, base, stride, self.dtype(*arg), scratch);
-                    self.rows(e, &Columns64::Panel { base: scratch, pair }, first, last);
+                    let panel = Columns64::Panel {
+                        base: scratch,
+                        pair,
+                        also: None,
+                    };
+                    self.rows(e, &panel, first, last);
                     vec![]
                 });
             }
         }
+    }
+
+    /// Columns of a register tile, as vectors; two weights share its registers.
+    fn vectors(&self) -> i64 {
+        let all = product::vectors(self.target);
+        if self.c.also.is_some() { all / 2 } else { all }
     }
 
     fn dtype(&self, arg: usize) -> DType {
@@ -226,7 +245,7 @@ impl Matmul<'_> {
 
     /// All rows of the tile, chunk by chunk.
     fn rows(&self, e: &mut Emit, b: &Columns64, first: Val, last: Val) {
-        let width = product::vectors(self.target) * self.target.lanes as i64;
+        let width = self.vectors() * self.target.lanes as i64;
         let (zero, all) = (e.i64(0), e.i64(MATMUL_COLS));
         e.for_loop(zero, all, width, &[], |e, sub, _| {
             product::chunks(e, first, last, &mut |e, row, chunk| self.chunk(e, b, sub, row, chunk));
@@ -271,7 +290,7 @@ impl Matmul<'_> {
             indices.push(index);
         }
         let mut firsts = vec![];
-        for v in 0..product::vectors(self.target) {
+        for v in 0..self.vectors() {
             let at = e.i64(v * lanes as i64);
             let at = e.add(sub, at);
             firsts.push(at);
@@ -279,9 +298,14 @@ impl Matmul<'_> {
         let columns: Vec<Val> = firsts.iter().map(|f| e.add(self.column, *f)).collect();
         let masks: Vec<Option<Val>> = columns.iter().map(|c| self.mask(e, *c)).collect();
         let zero = e.f32(0.0, Ty::vector(Elem::F32, lanes));
-        let init = vec![zero; a.len() * firsts.len()];
+        // The vectors of the second weight stand behind those of the first.
+        let mut all = firsts.clone();
+        if let Columns64::Panel { also: Some(also), .. } = b {
+            all.extend(firsts.iter().map(|f| e.add(*f, *also)));
+        }
+        let init = vec![zero; a.len() * all.len()];
         let acc = match b {
-            Columns64::Panel { base, pair } => self.panel_product(e, *base, *pair, &a, &firsts, &init),
+            Columns64::Panel { base, pair, .. } => self.panel_product(e, *base, *pair, &a, &all, &init),
             Columns64::Rows { base, stride, dtype } => {
                 let starts = columns.iter().map(|c| e.at(*base, *c, memory(*dtype))).collect();
                 let zero = e.i64(0);
@@ -297,7 +321,7 @@ impl Matmul<'_> {
             }
         };
         for (i, index) in indices.into_iter().enumerate() {
-            let acc: Vec<Val> = acc[i * firsts.len()..][..firsts.len()].to_vec();
+            let acc: Vec<Val> = acc[i * all.len()..][..all.len()].to_vec();
             let i = e.i64(i as i64);
             let row = e.add(row, i);
             self.epilogue(e, row, index, &columns, &masks, &acc);
@@ -321,8 +345,10 @@ impl Matmul<'_> {
         for stage in &self.body.kernel.stages {
             self.body.hoist(e, &mut point, stage);
         }
-        for ((first, mask), acc) in columns.iter().zip(masks).zip(acc) {
+        let (acc, also) = acc.split_at(columns.len());
+        for (i, ((first, mask), acc)) in columns.iter().zip(masks).zip(acc).enumerate() {
             let mut cols = Columns::new(*first, *mask, Some(*acc));
+            cols.also = also.get(i).copied();
             for stage in &self.body.kernel.stages {
                 let Stage::Store { to, value, when } = stage else {
                     panic!("kernel {}: a matmul's epilogue does not reduce", self.body.kernel.name)

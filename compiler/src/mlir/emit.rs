@@ -459,6 +459,14 @@ impl Emit {
         )
     }
 
+    /// From one pointer to another, in units of four bytes.
+    pub fn units_between(&mut self, from: Val, to: Val) -> Val {
+        let i64 = Ty::scalar(Elem::I64);
+        let [a, b] = [from, to].map(|p| self.op(i64, &format!("llvm.ptrtoint {p} : !llvm.ptr to i64")));
+        let bytes = self.sub(b, a);
+        self.shr_signed(bytes, 2)
+    }
+
     pub fn load(&mut self, ptr: Val, ty: Ty) -> Val {
         self.op(
             ty,

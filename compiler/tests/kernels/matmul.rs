@@ -88,6 +88,7 @@ impl Case {
                 k: k.clone(),
                 a: access(0, vec![&m * &k, k.clone(), one.clone()]),
                 b,
+                also: None,
             }),
             exprs: vec![
                 Expr::Acc,

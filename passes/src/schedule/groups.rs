@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use ir::{Dim, Function, Op, ValueId};
+use ir::{Dim, Function, Op, Param, ValueId};
 
 use super::expression::is_elementwise;
 use super::{Scheduling, flag, int};
@@ -19,7 +19,9 @@ pub struct Groups {
 /// What a kernel already holds.
 #[derive(Default)]
 struct Held {
-    matmul: bool,
+    matmul: Option<ValueId>,
+    /// A second one, of the same rows by another weight.
+    also: bool,
     reduces: bool,
     /// Queries and start of its sweeps.
     sweep: Option<(ValueId, Option<ValueId>)>,
@@ -64,6 +66,18 @@ impl Groups {
                 root.insert(i, wanted.iter().copied().min().unwrap_or(v));
                 continue;
             }
+            // A norm is computed where its row is turned.
+            let turned = |(r, at): &(usize, usize)| f.ops[*r].name == "rope" && *at == 0;
+            if op.name == "rms_norm"
+                && options.epilogues
+                && read.len() == 1
+                && turned(&read[0])
+                && !returned.contains(&v)
+            {
+                groups.waiting.insert(v);
+                root.insert(i, v);
+                continue;
+            }
             // The loss walks the columns of its logits once: they need no memory.
             let of_loss = |r: &Op| r.name == "cross_entropy" && options.epilogues;
             if all_absorb && op.name == "matmul" && read.len() == 1 && of_loss(&f.ops[read[0].0]) {
@@ -86,7 +100,10 @@ impl Groups {
             root.insert(i, own);
             let kernel = held.entry(own).or_default();
             match op.name.as_str() {
-                "matmul" => kernel.matmul = true,
+                "matmul" => match kernel.matmul {
+                    None => kernel.matmul = Some(v),
+                    Some(_) => kernel.also = true,
+                },
                 "mean" => {
                     kernel.sweep = streams(f, op);
                     kernel.sweeps += 1;
@@ -135,16 +152,41 @@ fn fits(f: &Function, op: &Op, root: ValueId, held: &Held, options: &Scheduling)
             let x = &f.ty(op.operands[0]).shape;
             let last = int(op, "axis") + 1 == x.len() as i64;
             // Its row is the kernel's row.
-            options.epilogues && last && !held.matmul && broadcasts(x, over) && x.last() == over.last()
+            options.epilogues && last && held.matmul.is_none() && broadcasts(x, over) && x.last() == over.last()
         }
-        "matmul" => options.epilogues && shape == over && !held.matmul && !held.reduces && held.sweep.is_none(),
+        "matmul" => {
+            let room = match held.matmul {
+                None => true,
+                Some(first) => !held.also && twins(f, op, first),
+            };
+            options.epilogues && shape == over && room && !held.reduces && held.sweep.is_none()
+        }
         "mean" => {
             let one = options.joined_sweeps || held.sweeps == 0;
             let alike = held.sweep.is_none() || held.sweep == streams(f, op);
-            options.epilogues && shape == over && !held.matmul && one && alike
+            options.epilogues && shape == over && held.matmul.is_none() && one && alike
         }
         _ => false,
     }
+}
+
+/// Do two matmuls multiply the same rows by two weights of one type?
+fn twins(f: &Function, op: &Op, first: ValueId) -> bool {
+    let weight = |v: ValueId| {
+        let known = f
+            .params
+            .iter()
+            .any(|(p, kind)| *p == v && matches!(kind, Param::Weight(_)));
+        (known && f.ty(v).rank() == 2).then(|| f.ty(v).clone())
+    };
+    let Some(other) = f.ops.iter().find(|o| o.results.first() == Some(&first)) else {
+        return false;
+    };
+    let both = weight(op.operands[1]).zip(weight(other.operands[1]));
+    op.operands[0] == other.operands[0]
+        && flag(op, "transpose_b")
+        && flag(other, "transpose_b")
+        && both.is_some_and(|(a, b)| a == b)
 }
 
 /// What all sweeps of one kernel share: queries and start.

@@ -57,7 +57,17 @@ impl Scheduler<'_> {
         let mut strides = a.broadcast_strides(rank);
         strides[rank - 1] = Size::one();
         let a = k.access(&a, &strides, None, false);
-        k.contraction = Some(Contraction { batch, k: depth, a, b });
+        if let Some(first) = &mut k.contraction {
+            first.also = Some(b);
+            return Ok(k.expr(Expr::AccAlso));
+        }
+        k.contraction = Some(Contraction {
+            batch,
+            k: depth,
+            a,
+            b,
+            also: None,
+        });
         Ok(k.expr(Expr::Acc))
     }
 }

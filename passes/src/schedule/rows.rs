@@ -1,7 +1,7 @@
 //! Ops that are one kernel each: norms, softmax, rotary embedding, look-ups, cache writes, reductions, loss, concat.
 
-use ir::plan::{Binary, BufferKind, Reduction, Unary};
-use ir::{Op, Size, TensorType};
+use ir::plan::{Binary, BufferKind, ExprId, Reduction, Unary};
+use ir::{DType, Op, Size, TensorType};
 
 use super::build::KernelBuilder;
 use super::view::{View, sizes};
@@ -18,11 +18,22 @@ impl Scheduler<'_> {
         {
             return self.joined_loss(frame, op, logits, ty);
         }
-        let operands = op
-            .operands
-            .iter()
-            .map(|v| self.view(frame, *v))
-            .collect::<Result<Vec<View>, _>>()?;
+        let mut norm = None;
+        let mut operands = vec![];
+        for v in &op.operands {
+            operands.push(match frame.defs.get(v).cloned() {
+                Some(Def::Lazy(waits)) if waits.name == "rms_norm" => {
+                    let w = self.view(frame, waits.operands[1])?;
+                    norm = Some(Norm {
+                        w,
+                        eps: float(waits, "eps"),
+                        rounded: frame.f.ty(*v).dtype == DType::BF16,
+                    });
+                    self.view(frame, waits.operands[0])?
+                }
+                _ => self.view(frame, *v)?,
+            });
+        }
         if op.name == "cache_write" {
             return self.cache_write(op, &operands);
         }
@@ -42,7 +53,7 @@ impl Scheduler<'_> {
         match op.name.as_str() {
             "softmax" => softmax(&mut k, &operands[0], &to),
             "rms_norm" => rms_norm(&mut k, &operands[0], &operands[1], float(op, "eps"), &to),
-            "rope" => k = self.rope(op, &operands, &to),
+            "rope" => k = self.rope(op, &operands, norm, &to),
             "reduce_sum" => k = reduce(Reduction::Sum, int(op, "axis") as usize, &operands[0], &to),
             "reduce_max" => k = reduce(Reduction::Max, int(op, "axis") as usize, &operands[0], &to),
             "embed" => {
@@ -109,7 +120,7 @@ impl Scheduler<'_> {
     }
 
     /// Pairs (c, c + D/2): the columns are the first halves.
-    fn rope(&mut self, op: &Op, operands: &[View], to: &View) -> KernelBuilder {
+    fn rope(&mut self, op: &Op, operands: &[View], norm: Option<Norm>, to: &View) -> KernelBuilder {
         // A view that starts at an offset of its own may have no second half: a dense copy has one.
         let x = match upper_half(&operands[0]) {
             Some(_) => operands[0].clone(),
@@ -144,7 +155,11 @@ impl Scheduler<'_> {
         };
         let (cos, sin) = (table(&mut k, false), table(&mut k, true));
         let upper = |v: &View| upper_half(v).expect("it was asked for above");
-        let (a, b) = (k.load(x, &x.strides, None), k.load(&upper(x), &x.strides, None));
+        let (mut a, mut b) = (k.load(x, &x.strides, None), k.load(&upper(x), &x.strides, None));
+        if let Some(norm) = norm {
+            k.rename("rms_norm_rope");
+            (a, b) = norm.apply(&mut k, rank, half, a, b);
+        }
         let product = |k: &mut KernelBuilder, x, y| k.binary(Binary::Mul, x, y);
         let (ac, bs) = (product(&mut k, a, cos), product(&mut k, b, sin));
         let first = k.binary(Binary::Sub, ac, bs);
@@ -210,6 +225,37 @@ impl Scheduler<'_> {
             }
             begin += n;
         }
+    }
+}
+
+/// An `rms_norm` that waits for the kernel that reads it.
+struct Norm {
+    w: View,
+    eps: f64,
+    /// Its value would have been stored as bf16.
+    rounded: bool,
+}
+
+impl Norm {
+    /// Both halves of a row, normed.
+    fn apply(&self, k: &mut KernelBuilder, rank: usize, half: i64, a: ExprId, b: ExprId) -> (ExprId, ExprId) {
+        let (aa, bb) = (k.binary(Binary::Mul, a, a), k.binary(Binary::Mul, b, b));
+        let squares = k.binary(Binary::Add, aa, bb);
+        let sum = k.reduce(Reduction::Sum, squares);
+        let (n, eps) = (k.float(0.5 / half as f64), k.float(self.eps));
+        let mean = k.binary(Binary::Mul, sum, n);
+        let mean = k.binary(Binary::Add, mean, eps);
+        let scale = k.unary(Unary::Rsqrt, mean);
+        let mut strides = vec![Size::from(0); rank];
+        strides[rank - 1] = self.w.strides[0].clone();
+        let mut one = |x: ExprId, begin: i64| {
+            let part = self.w.sliced(0, begin, Size::from(half)).expect("a weight starts at 0");
+            let w = k.load(&part, &strides, None);
+            let y = k.binary(Binary::Mul, x, scale);
+            let y = k.binary(Binary::Mul, y, w);
+            if self.rounded { k.unary(Unary::RoundBf16, y) } else { y }
+        };
+        (one(a, 0), one(b, half))
     }
 }
 

@@ -195,7 +195,8 @@ impl Scalar<'_> {
             Expr::Index(d) => self.at[*d] as f64,
             Expr::SizeOf(s) => eval(s, self.sizes)? as f64,
             Expr::Reduced(s) => self.reduced[*s],
-            Expr::Acc => self.contraction()?,
+            Expr::Acc => self.contraction(false)?,
+            Expr::AccAlso => self.contraction(true)?,
             Expr::Swept(p) => sweep::swept(self, *p)?,
             Expr::Unary(op, a) => {
                 let x = self.get(*a)?;
@@ -258,10 +259,11 @@ impl Scalar<'_> {
         })
     }
 
-    fn contraction(&mut self) -> Result<f64, EvalError> {
+    fn contraction(&mut self, also: bool) -> Result<f64, EvalError> {
         let Some(c) = &self.kernel.contraction else {
             return Ok(f64::NAN);
         };
+        let b = if also { c.also.as_ref().unwrap_or(&c.b) } else { &c.b };
         let ks = eval(&c.k, self.sizes)?;
         let mut at = self.at.to_vec();
         let n = at[at.len() - 1];
@@ -270,7 +272,7 @@ impl Scalar<'_> {
             *at.last_mut().expect("the column is always there") = k;
             let a = self.index(&c.a, &at)?;
             let a = self.args[c.a.arg][a];
-            let (arg, index) = match &c.b {
+            let (arg, index) = match b {
                 Rhs::Packed { arg } => (*arg, n * ks + k),
                 Rhs::KContiguous { arg, offset, strides } => (*arg, self.rhs(offset, strides, n)? + k),
                 Rhs::NContiguous { arg, offset, strides } => (*arg, self.rhs(offset, strides, k)? + n),

@@ -116,6 +116,8 @@ pub enum Expr {
     Reduced(usize),
     /// The contraction's value.
     Acc,
+    /// The value of the contraction's second weight.
+    AccAlso,
     /// The result of the sweep's segment.
     Swept(usize),
     Unary(Unary, ExprId),
@@ -201,6 +203,9 @@ pub struct Contraction {
     /// Strides for each outer dimension (k is contiguous: stride 1, which stands last).
     pub a: Access,
     pub b: Rhs,
+    /// A second weight of the same shape, multiplied by the same rows while they are there; `Expr::AccAlso`. Packed, as b is then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub also: Option<Rhs>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -78,12 +78,18 @@ impl Display for WeightRecipe {
 
 impl Display for Kernel {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let packed = self.contraction.as_ref().and_then(|c| match c.b {
-            Rhs::Packed { arg } => Some(arg),
-            _ => None,
-        });
+        let rights = self
+            .contraction
+            .iter()
+            .flat_map(|c| std::iter::once(&c.b).chain(&c.also));
+        let packed: Vec<usize> = rights
+            .filter_map(|b| match b {
+                Rhs::Packed { arg } => Some(*arg),
+                _ => None,
+            })
+            .collect();
         let args = self.args.iter().enumerate().map(|(i, a)| {
-            let how = if packed == Some(i) { "packed " } else { "" };
+            let how = if packed.contains(&i) { "packed " } else { "" };
             format!("{}a{i}: {how}{}", if a.written { "out " } else { "" }, a.dtype)
         });
         writeln!(f, "kernel {}({})", self.name, args.collect::<Vec<_>>().join(", "))?;
@@ -112,6 +118,10 @@ impl Display for Kernel {
                 Rhs::NContiguous { arg, offset, strides } => body.rhs(*arg, offset, strides, "k", "j"),
             };
             body.lines.push(format!("acc = sum over k in {} of {a} * {b}", c.k));
+            if let Some(Rhs::Packed { arg }) = &c.also {
+                body.lines
+                    .push(format!("also = sum over k in {} of {a} * a{arg}[j, k]", c.k));
+            }
         }
         if let Some(s) = &self.sweep {
             body.sweep(s);
@@ -275,6 +285,7 @@ impl Body<'_> {
             Expr::SizeOf(s) => (s.to_string(), if s.coef != 1 || s.syms.len() > 1 { 5 } else { ATOM }),
             Expr::Reduced(s) => (format!("r{s}"), ATOM),
             Expr::Acc => ("acc".to_string(), ATOM),
+            Expr::AccAlso => ("also".to_string(), ATOM),
             Expr::Swept(p) => (format!("s{p}"), ATOM),
             Expr::Unary(Unary::Neg, a) => (format!("-{}", self.expr(*a, 9)), 6),
             Expr::Unary(op, a) => (format!("{}({})", unary(*op), self.expr(*a, 0)), ATOM),

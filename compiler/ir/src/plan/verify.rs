@@ -69,7 +69,7 @@ impl Kernel {
             let own = match e {
                 Expr::Load(a) => a.strides.last().is_some_and(|s| s.coef != 0),
                 Expr::Index(d) => *d == self.outer.len(),
-                Expr::Acc | Expr::Swept(_) => true,
+                Expr::Acc | Expr::AccAlso | Expr::Swept(_) => true,
                 _ => false,
             };
             let inherited = e.operands().iter().any(|&o| depends.get(o).copied().unwrap_or(false));
@@ -236,6 +236,12 @@ pub fn verify_kernel(kernel: &Kernel) -> Vec<PlanError> {
         if c.a.strides.last().is_some_and(|s| s.as_const() != Some(1)) {
             check.fail("the contraction's left side is not contiguous in k".to_string());
         }
+        if let Some(also) = &c.also {
+            match (also, &c.b) {
+                (Rhs::Packed { arg }, Rhs::Packed { .. }) => check.arg(*arg, Some(false), "the second weight"),
+                _ => check.fail("a second right side beside what is no weight".to_string()),
+            }
+        }
         match &c.b {
             Rhs::Packed { arg } => check.arg(*arg, Some(false), "the packed weight"),
             Rhs::KContiguous { arg, strides, .. } | Rhs::NContiguous { arg, strides, .. } => {
@@ -337,7 +343,7 @@ impl Check<'_> {
         };
         let result = match expr {
             Expr::Load(a) => self.kernel.args.get(a.arg).map(|arg| Kind::of(arg.dtype)),
-            Expr::Float(_) | Expr::Reduced(_) | Expr::Acc | Expr::Swept(_) => Some(Kind::Float),
+            Expr::Float(_) | Expr::Reduced(_) | Expr::Acc | Expr::AccAlso | Expr::Swept(_) => Some(Kind::Float),
             Expr::Int(_) | Expr::Index(_) | Expr::SizeOf(_) => Some(Kind::Int),
             Expr::Unary(Unary::ToFloat, a) => {
                 want(a, Kind::Int);
@@ -383,6 +389,9 @@ impl Check<'_> {
                 self.fail(format!("{what} is the index of dimension {d}"))
             }
             Expr::Acc if self.kernel.contraction.is_none() => self.fail(format!("{what} is Acc without a contraction")),
+            Expr::AccAlso if self.kernel.contraction.as_ref().is_none_or(|c| c.also.is_none()) => {
+                self.fail(format!("{what} is AccAlso without a second weight"));
+            }
             Expr::Swept(p) if self.kernel.sweep.as_ref().is_none_or(|s| *p >= s.segments.len()) => {
                 self.fail(format!("{what} is segment {p} of a sweep that has none such"));
             }
