@@ -171,7 +171,7 @@ fn graph_tool_prints_what_it_parsed() {
         "opt",
         &graph.display().to_string(),
         "--passes",
-        "cse,fuse,join-rows,join-projections,views-first,dce",
+        "cse,fuse,join-rows,join-projections,fold-norms,views-first,dce",
         "--plan",
         "decode",
     ]);

@@ -310,7 +310,7 @@ impl Tables {
 
 fn weight(recipe: &WeightRecipe, ty: DType, model: &ModelFacts, entry: &str) -> Result<Weight, CompileError> {
     Ok(match recipe {
-        WeightRecipe::Tensors { names, packed } => {
+        WeightRecipe::Tensors { names, packed, scale } => {
             let tensors = names.iter().map(|name| {
                 let shape = model.shapes.get(name).ok_or_else(|| CompileError::Schedule {
                     entry: entry.to_string(),
@@ -319,7 +319,7 @@ fn weight(recipe: &WeightRecipe, ty: DType, model: &ModelFacts, entry: &str) -> 
                 Ok(TensorRef {
                     name: name.clone(),
                     shape: shape.clone(),
-                    scale: None,
+                    scale: scale.clone(),
                 })
             });
             let pair = if ty == DType::BF16 { 2 } else { 1 };

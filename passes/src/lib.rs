@@ -4,6 +4,7 @@ mod cse;
 mod dce;
 mod disagree;
 pub mod egraph;
+mod fold_norms;
 mod join_projections;
 mod join_rows;
 mod order;
@@ -38,6 +39,7 @@ pub static PASSES: &[Pass] = &[
     egraph::FUSE_APART,
     join_rows::JOIN_ROWS,
     join_projections::JOIN_PROJECTIONS,
+    fold_norms::FOLD_NORMS,
     views_first::VIEWS_FIRST,
     dce::DCE,
 ];

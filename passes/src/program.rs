@@ -18,6 +18,7 @@ pub const SWITCHES: &[(&str, &str)] = &[
     ("split", "each attention pass sweeps its keys by itself"),
     ("join-rows", "the trips of `restart` read each weight for themselves"),
     ("join-projections", "q, k and v are three matmuls"),
+    ("fold-norms", "norms before matmuls are kernels of their own"),
     (
         "epilogues",
         "a kernel for every matmul, reduction and element-wise chain",
@@ -31,7 +32,15 @@ impl Program {
     pub fn fused() -> Program {
         Program {
             name: "fused".to_string(),
-            passes: vec!["cse", "fuse", "join-rows", "join-projections", "views-first", "dce"],
+            passes: vec![
+                "cse",
+                "fuse",
+                "join-rows",
+                "join-projections",
+                "fold-norms",
+                "views-first",
+                "dce",
+            ],
             scheduling: Scheduling::FUSED,
         }
     }

@@ -34,9 +34,18 @@ fn check_as(case: &Case, passes: &[&Pass], options: &Scheduling) -> Result<(), S
         let given: Option<Vec<f64>> = match &b.kind {
             BufferKind::Input(name) => case.inputs.get(name).map(|t| t.data.clone()),
             BufferKind::State(name) => case.states.get(name).map(|t| t.data.clone()),
-            BufferKind::Weight(WeightRecipe::Tensors { names, .. }) => {
+            BufferKind::Weight(WeightRecipe::Tensors { names, scale, .. }) => {
                 let parts: Option<Vec<_>> = names.iter().map(|n| case.weights.get(n)).collect();
-                parts.map(|parts| parts.iter().flat_map(|t| t.data.clone()).collect())
+                let data = parts.map(|parts| parts.iter().flat_map(|t| t.data.clone()).collect::<Vec<f64>>());
+                let scale = scale.as_ref().and_then(|s| case.weights.get(s)).map(|t| t.data.clone());
+                let by = |i: usize| scale.as_ref().map_or(1.0, |s| s[i % s.len()]);
+                data.map(|d| {
+                    let scaled = d
+                        .iter()
+                        .enumerate()
+                        .map(|(i, x)| interpreter::round(x * by(i), b.dtype));
+                    scaled.collect()
+                })
             }
             _ => continue,
         };

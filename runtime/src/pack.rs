@@ -128,8 +128,22 @@ fn check(w: &Weight, checkpoint: &Checkpoint) -> Result<(), RuntimeError> {
                 t.shape, part.shape
             )));
         }
-        if part.scale.is_some() {
-            return Err(wrong("a scaled weight is not supported by this version".to_string()));
+        if let Some(name) = &part.scale {
+            let columns = part.shape.last().copied().unwrap_or(0);
+            let wrong = |reason: String| RuntimeError::Tensor {
+                name: name.clone(),
+                reason,
+            };
+            let scale = checkpoint
+                .tensor(name)
+                .ok_or_else(|| wrong(format!("{} has no such tensor", checkpoint.path().display())))?;
+            if part.shape.len() != 2 || scale.shape != [columns] {
+                let reason = format!(
+                    "has shape {:?} and cannot scale {} of {:?}",
+                    scale.shape, part.name, part.shape
+                );
+                return Err(wrong(reason));
+            }
         }
     }
     Ok(())
@@ -139,7 +153,7 @@ fn in_place(w: &Weight, checkpoint: &Checkpoint) -> Option<WeightBuffer> {
     let Source::Tensors(parts) = &w.source else { return None };
     let [part] = parts.as_slice() else { return None };
     let t = checkpoint.tensor(&part.name)?;
-    if w.layout != Layout::RowMajor || t.dtype != w.dtype {
+    if w.layout != Layout::RowMajor || t.dtype != w.dtype || part.scale.is_some() {
         return None;
     }
     let offset = t.data.as_ptr() as usize - t.file.as_ptr() as usize;
@@ -183,20 +197,32 @@ fn make(w: &Weight, first: i64, buffer: &WeightBuffer, checkpoint: &Checkpoint) 
             let bytes = (columns * width(t.dtype)) as usize;
             let data = &t.data[(from - begin) as usize * bytes..(to - begin) as usize * bytes];
             populate(&t, data);
+            let damaged = |name: &str| RuntimeError::Tensor {
+                name: name.to_string(),
+                reason: "holds a NaN or an infinity; the checkpoint is damaged".to_string(),
+            };
             if !finite(data, t.dtype) {
-                let reason = "holds a NaN or an infinity; the checkpoint is damaged".to_string();
-                return Err(RuntimeError::Tensor {
-                    name: part.name.clone(),
-                    reason,
-                });
+                return Err(damaged(&part.name));
             }
-            let block = Block {
+            let mut block = Block {
                 data,
                 dtype: t.dtype,
                 first: from,
                 rows: to - from,
                 columns,
             };
+            let scaled;
+            if let Some((name, scale)) = part.scale.as_ref().and_then(|n| Some((n, checkpoint.tensor(n)?))) {
+                if !finite(scale.data, scale.dtype) {
+                    return Err(damaged(name));
+                }
+                scaled = block.scaled(scale.data, scale.dtype, w.dtype);
+                block = Block {
+                    data: &scaled,
+                    dtype: w.dtype,
+                    ..block
+                };
+            }
             match w.layout {
                 Layout::RowMajor => block.row_major(out, w.dtype),
                 Layout::Panels { pair } => block.panels(out, w.dtype, pair),
@@ -263,19 +289,49 @@ struct Block<'a> {
     columns: i64,
 }
 
+/// Rounded to nearest even; of finite numbers.
+fn nearest_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
+}
+
+/// Element i of little-endian floats.
+fn element(data: &[u8], dtype: DType, i: usize) -> f32 {
+    let at2 = || [data[2 * i], data[2 * i + 1]];
+    match dtype {
+        DType::BF16 => bf16::from_le_bytes(at2()).to_f32(),
+        DType::F16 => f16::from_le_bytes(at2()).to_f32(),
+        _ => f32::from_le_bytes([data[4 * i], data[4 * i + 1], data[4 * i + 2], data[4 * i + 3]]),
+    }
+}
+
 impl Block<'_> {
     fn element(&self, i: usize) -> f32 {
-        let at2 = || [self.data[2 * i], self.data[2 * i + 1]];
-        match self.dtype {
-            DType::BF16 => bf16::from_le_bytes(at2()).to_f32(),
-            DType::F16 => f16::from_le_bytes(at2()).to_f32(),
-            _ => f32::from_le_bytes([
-                self.data[4 * i],
-                self.data[4 * i + 1],
-                self.data[4 * i + 2],
-                self.data[4 * i + 3],
-            ]),
+        element(self.data, self.dtype, i)
+    }
+
+    /// The rows in `dtype`, column k by element k of `scale`.
+    fn scaled(&self, scale: &[u8], scale_type: DType, dtype: DType) -> Vec<u8> {
+        let columns = self.columns as usize;
+        let scale: Vec<f32> = (0..columns).map(|k| element(scale, scale_type, k)).collect();
+        let mut out = vec![0; self.rows as usize * columns * width(dtype) as usize];
+        for row in 0..self.rows as usize {
+            let at = row * columns;
+            if (self.dtype, dtype) == (DType::BF16, DType::BF16) {
+                // The common case without a branch per element, for the vectoriser.
+                let from = &self.data[2 * at..2 * (at + columns)];
+                let to = &mut out[2 * at..2 * (at + columns)];
+                for ((x, y), s) in from.chunks_exact(2).zip(to.chunks_exact_mut(2)).zip(&scale) {
+                    let x = f32::from_bits(u32::from(u16::from_le_bytes([x[0], x[1]])) << 16);
+                    y.copy_from_slice(&nearest_bf16(x * s).to_le_bytes());
+                }
+                continue;
+            }
+            for (k, s) in scale.iter().enumerate() {
+                self.write(out.as_mut_ptr(), at + k, self.element(at + k) * s, dtype);
+            }
         }
+        out
     }
 
     fn write(&self, out: *mut u8, at: usize, value: f32, dtype: DType) {

@@ -22,14 +22,23 @@ fn bytes(values: &[f32], dtype: DType) -> Vec<u8> {
     values.iter().flat_map(each).collect()
 }
 
+/// Column k's factor.
+fn scale(k: usize) -> f32 {
+    1.0 + (k % 7) as f32 / 8.0
+}
+
 /// A checkpoint of matrices [n_i, k] named w0, w1, ...
 fn checkpoint(dir: &Path, rows: &[usize], k: usize, dtype: DType) -> (Checkpoint, Vec<f32>) {
+    let all: Vec<f32> = (0..rows.iter().sum::<usize>() * k).map(value).collect();
+    (stored(dir, rows, k, dtype, all.clone()), all)
+}
+
+fn stored(dir: &Path, rows: &[usize], k: usize, dtype: DType, all: Vec<f32>) -> Checkpoint {
     let kind = match dtype {
         DType::BF16 => Dtype::BF16,
         DType::F16 => Dtype::F16,
         _ => Dtype::F32,
     };
-    let all: Vec<f32> = (0..rows.iter().sum::<usize>() * k).map(value).collect();
     let mut begin = 0;
     let mut parts = vec![];
     for n in rows {
@@ -41,9 +50,12 @@ fn checkpoint(dir: &Path, rows: &[usize], k: usize, dtype: DType) -> (Checkpoint
         .zip(&parts)
         .enumerate()
         .map(|(i, (n, data))| (format!("w{i}"), TensorView::new(kind, vec![*n, k], data).unwrap()));
+    let factors: Vec<u8> = (0..k).flat_map(|k| scale(k).to_le_bytes()).collect();
+    let factors = TensorView::new(Dtype::F32, vec![k], &factors).unwrap();
+    let views = views.chain([("scale".to_string(), factors)]);
     let file = safetensors::serialize(views, None).unwrap();
     std::fs::write(dir.join("model.safetensors"), file).unwrap();
-    (Checkpoint::open(dir).unwrap(), all)
+    Checkpoint::open(dir).unwrap()
 }
 
 fn recipe(rows: &[usize], k: usize, dtype: DType, layout: Layout) -> Weight {
@@ -131,4 +143,61 @@ fn a_wrong_shape_or_a_nan_names_the_tensor() {
         let c = Checkpoint::open(dir.path()).unwrap();
         assert!(refused(recipe(&[5], 7, DType::BF16, Layout::Panels { pair: 2 }), &c).contains("w0"));
     }
+}
+
+/// A folded norm: every column by its element of the scale, rounded once.
+#[test]
+fn columns_are_scaled() {
+    for (from, to) in [
+        (DType::BF16, DType::BF16),
+        (DType::F32, DType::BF16),
+        (DType::F16, DType::F32),
+        (DType::F32, DType::F32),
+    ] {
+        for layout in [
+            Layout::RowMajor,
+            Layout::Panels {
+                pair: if to == DType::BF16 { 2 } else { 1 },
+            },
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let (rows, k) = ([70usize, 35], 33usize);
+            let (checkpoint, _) = checkpoint(dir.path(), &rows, k, from);
+            let mut scaled = recipe(&rows, k, to, layout.clone());
+            if let Source::Tensors(parts) = &mut scaled.source {
+                parts.iter_mut().for_each(|p| p.scale = Some("scale".to_string()));
+            }
+            let found = load(&[scaled], &checkpoint, 2).unwrap();
+            // The same matrices, multiplied before they were stored.
+            let products = tempfile::tempdir().unwrap();
+            let all = (0..rows.iter().sum::<usize>() * k).map(|i| {
+                let stored = bytes(&[value(i)], from);
+                let x = match from {
+                    DType::BF16 => bf16::from_le_bytes([stored[0], stored[1]]).to_f32(),
+                    DType::F16 => f16::from_le_bytes([stored[0], stored[1]]).to_f32(),
+                    _ => value(i),
+                };
+                x * scale(i % k)
+            });
+            let wanted = stored(products.path(), &rows, k, DType::F32, all.collect());
+            let wanted = load(&[recipe(&rows, k, to, layout)], &wanted, 2).unwrap();
+            let view = |b: &WeightBuffer| unsafe { std::slice::from_raw_parts(b.ptr(), b.bytes()) }.to_vec();
+            assert_eq!(view(&found[0]), view(&wanted[0]), "{from:?} to {to:?}");
+        }
+    }
+}
+
+#[test]
+fn a_scale_of_another_length_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (checkpoint, _) = checkpoint(dir.path(), &[4], 33, DType::F32);
+    let mut weight = recipe(&[4], 33, DType::F32, Layout::RowMajor);
+    if let Source::Tensors(parts) = &mut weight.source {
+        parts[0].scale = Some("w0".to_string());
+    }
+    let error = load(&[weight], &checkpoint, 1)
+        .err()
+        .map(|e| e.to_string())
+        .unwrap_or_default();
+    assert!(error.contains("cannot scale w0"), "{error}");
 }

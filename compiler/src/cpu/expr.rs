@@ -28,6 +28,8 @@ pub struct Point {
     pub index: Vec<Val>,
     /// Results of `Reduce` stages, by stage.
     pub reduced: HashMap<usize, Val>,
+    /// The contraction's `Expr::RowSquares`.
+    pub squares: Option<Val>,
     uniform: HashMap<ExprId, Val>,
 }
 
@@ -100,7 +102,7 @@ impl<'k> Body<'k> {
             _ if self.single_column() => false,
             Expr::Load(a) => self.access_varies(a),
             Expr::Index(d) => *d == self.kernel.outer.len(),
-            Expr::Float(_) | Expr::Int(_) | Expr::SizeOf(_) | Expr::Reduced(_) => false,
+            Expr::Float(_) | Expr::Int(_) | Expr::SizeOf(_) | Expr::Reduced(_) | Expr::RowSquares => false,
             Expr::Unary(_, a) => of(a),
             Expr::Binary(_, a, b) => of(a) || of(b),
             Expr::Select(c, a, b) => of(c) || of(a) || of(b),
@@ -179,6 +181,7 @@ impl<'k> Body<'k> {
         Point {
             index,
             reduced: HashMap::new(),
+            squares: None,
             uniform: HashMap::new(),
         }
     }
@@ -262,6 +265,9 @@ impl<'k> Body<'k> {
             Expr::Float(bits) => e.f32(f32::from_bits(*bits), F32),
             Expr::Int(i) => e.int(*i as i64, I32),
             Expr::Reduced(stage) => point.reduced[stage],
+            Expr::RowSquares => point
+                .squares
+                .unwrap_or_else(|| panic!("kernel {}: its rows were not measured", self.kernel.name)),
             Expr::Acc | Expr::AccAlso | Expr::Swept(_) => panic!("kernel {}: an accumulator varies", self.kernel.name),
             Expr::Unary(op, a) => {
                 let a = self.scalar(e, point, *a);

@@ -1,18 +1,20 @@
 //! Kernels with a contraction: every matmul, from prefill's large ones to attention's batches and decoding's single rows.
 //!
 //!     for tile in begin..end                  (batch point, block of MATMUL_ROWS rows, panel of 64 columns)
+//!       A's rows, if they must be           rounded or measured: once for all panels of a block of rows, see `measured`
 //!       right-hand side                       a packed panel in place, keys packed into scratch, or values as they lie
 //!       for chunk of 6, 4, 2, then 1 rows     the panel stays in the cache, the chunk's accumulators in registers
 //!         for k                               load a vector row of B, broadcast A, fma (or vdpbf16ps on pairs)
 //!         epilogue                            the kernel's expressions on the accumulators
 //!
-//! A is read where it lies: k is contiguous, so a broadcast load (of a pair, for bf16) is all it takes.
+//! Else A is read where it lies: k is contiguous, so a broadcast load (of a pair, for bf16) is all it takes.
 
 use ir::plan::{Contraction, Kernel, MATMUL_COLS, MATMUL_ROWS, Rhs, Stage};
 use ir::{DType, Size};
 
 use super::Target;
-use super::expr::{Body, Columns, memory, widen};
+use super::expr::{Body, Columns, Point, memory, widen};
+use super::measured::Measured;
 use super::product::{self, CHUNKS, Panel};
 use super::rows::RowStates;
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
@@ -27,7 +29,12 @@ pub fn scratch_bytes(kernel: &Kernel, c: &Contraction) -> i64 {
     } else {
         0
     };
-    states + panel_bytes(c)
+    states_begin(kernel, c) + states
+}
+
+/// Where the rows' states stand: behind the panel of keys and A's rows.
+fn states_begin(kernel: &Kernel, c: &Contraction) -> i64 {
+    panel_bytes(c) + Measured::new(kernel, c, 16).map_or(0, |m| m.bytes())
 }
 
 /// Of a panel of keys, which stands first.
@@ -63,6 +70,8 @@ struct Matmul<'k> {
     batch: Vec<Val>,
     /// First column of the tile.
     column: Val,
+    /// What A's rows are rounded or measured to, and where a worker keeps it.
+    measured: Option<(Measured, Val)>,
     /// First row of the tile, and the rows' states if the kernel reduces.
     first: Val,
     states: Option<(RowStates, Val)>,
@@ -95,16 +104,22 @@ pub fn emit(kernel: &Kernel, c: &Contraction, target: &Target) -> String {
             rows,
             batch: vec![],
             column: zero,
+            measured: None,
             first: zero,
             states: None,
         };
+        if let Some(measured) = Measured::new(kernel, c, target.lanes) {
+            let at = e.i64(panel_bytes(c));
+            m.measured = Some((measured, e.at(scratch, at, Elem::I8)));
+        }
         let reduces = kernel.reduces();
         if reduces {
-            let at = e.i64(panel_bytes(c));
+            let at = e.i64(states_begin(kernel, c));
             let place = e.at(scratch, at, Elem::I8);
             m.states = Some((RowStates::new(kernel, target.lanes), place));
         }
-        e.for_loop(begin, end, 1, &[], |e, tile, _| {
+        let none = e.i64(-1);
+        e.for_loop(begin, end, 1, &[none], |e, tile, before| {
             let (panel, rest) = if reduces {
                 (zero, tile)
             } else {
@@ -119,13 +134,15 @@ pub fn emit(kernel: &Kernel, c: &Contraction, target: &Target) -> String {
             let first = e.min(first, row_count);
             let last = e.add(first, height);
             let last = e.min(last, row_count);
+            m.first = first;
+            let other = e.cmp(Cmp::Ne, rest, before[0]);
+            m.measure(e, other, last);
             if reduces {
-                m.first = first;
                 m.reduced_tile(e, panels, first, last, scratch);
             } else {
                 m.tile(e, panel, first, last, scratch);
             }
-            vec![]
+            vec![rest]
         });
     });
     e.finish()
@@ -140,6 +157,40 @@ fn ceil_div(e: &mut Emit, body: &Body, size: &Size, block: i64) -> Val {
 }
 
 impl Matmul<'_> {
+    /// Takes in the rows of a block that is another than the tile's before.
+    fn measure(&self, e: &mut Emit, other: Val, last: Val) {
+        let Some((measured, place)) = self.measured else { return };
+        e.if_then(other, &[], |e| {
+            e.for_loop(self.first, last, 1, &[], |e, row, _| {
+                let index = self.index(e, row);
+                let from = self.a_row(e, &index);
+                let row = e.sub(row, self.first);
+                measured.take(e, place, row, from, self.dtype(self.c.a.arg));
+                vec![]
+            });
+            vec![]
+        });
+    }
+
+    /// A row's point, with what was measured of it.
+    fn point(&self, e: &mut Emit, row: Val, index: Vec<Val>) -> Point {
+        let mut point = self.body.point(index);
+        if let Some((measured, place)) = self.measured {
+            let row = e.sub(row, self.first);
+            point.squares = measured.row_squares(e, place, row);
+        }
+        point
+    }
+
+    /// Where a row is multiplied from.
+    fn multiplied_row(&self, e: &mut Emit, row: Val, index: &[Val]) -> Val {
+        let rounded = self.measured.and_then(|(measured, place)| {
+            let row = e.sub(row, self.first);
+            measured.row(e, place, row)
+        });
+        rounded.unwrap_or_else(|| self.a_row(e, index))
+    }
+
     /// All columns of some rows, whose stores wait for the last one.
     fn reduced_tile(&mut self, e: &mut Emit, panels: Val, first: Val, last: Val, scratch: Val) {
         let (states, place) = self.states.take().expect("the kernel reduces");
@@ -155,7 +206,7 @@ impl Matmul<'_> {
         e.for_loop(zero, count, 1, &[], |e, row, _| {
             let at = e.add(first, row);
             let index = self.index(e, at);
-            let mut point = self.body.point(index);
+            let mut point = self.point(e, at, index);
             let (states, place) = self.states.as_ref().expect("the kernel reduces");
             states.finish(e, &mut point, *place, row);
             for stage in &self.body.kernel.stages {
@@ -286,7 +337,7 @@ impl Matmul<'_> {
             let i = e.i64(i);
             let r = e.add(row, i);
             let index = self.index(e, r);
-            a.push(self.a_row(e, &index));
+            a.push(self.multiplied_row(e, r, &index));
             indices.push(index);
         }
         let mut firsts = vec![];
@@ -330,7 +381,7 @@ impl Matmul<'_> {
 
     /// The kernel's stores for one row.
     fn epilogue(&self, e: &mut Emit, row: Val, index: Vec<Val>, columns: &[Val], masks: &[Option<Val>], acc: &[Val]) {
-        let mut point = self.body.point(index);
+        let mut point = self.point(e, row, index);
         if let Some((states, place)) = &self.states {
             for stage in &self.body.kernel.stages {
                 if matches!(stage, Stage::Reduce { .. }) {

@@ -4,6 +4,7 @@ mod expr;
 mod keys;
 mod map;
 mod matmul;
+mod measured;
 mod object;
 mod product;
 mod rows;

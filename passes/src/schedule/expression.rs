@@ -1,6 +1,6 @@
 //! One kernel for a root and all that waits for it: each op becomes expressions of the kernel's point.
 
-use ir::plan::{Binary, ExprId, Reduction, Unary};
+use ir::plan::{Binary, Expr, ExprId, Reduction, Unary};
 use ir::{Attr, DType, Op, Size, ValueId};
 
 use super::build::KernelBuilder;
@@ -28,7 +28,7 @@ fn binary(name: &str) -> Option<Binary> {
     Some(match name {
         "add" => Binary::Add,
         "sub" => Binary::Sub,
-        "mul" => Binary::Mul,
+        "mul" | "scale_columns" => Binary::Mul,
         "div" => Binary::Div,
         "max" => Binary::Max,
         _ => return None,
@@ -63,7 +63,7 @@ impl Scheduler<'_> {
     }
 
     /// The op's value at the kernel's point, not rounded to its type yet.
-    fn expression(
+    pub(super) fn expression(
         &mut self,
         frame: &mut Frame,
         k: &mut KernelBuilder,
@@ -82,6 +82,18 @@ impl Scheduler<'_> {
                 self.swept(frame, k, op)?
             }
             "matmul" => self.contract(frame, k, op, names)?,
+            "rms_scale" => {
+                // Of the rows that the kernel's matmul reads.
+                let columns = frame
+                    .f
+                    .ty(op.operands[0])
+                    .shape
+                    .last()
+                    .and_then(|d| d.size().as_const());
+                let columns = columns.ok_or_else(|| PassError("rms_scale wants a known row".into()))?;
+                let squares = k.expr(Expr::RowSquares);
+                rms_scale(k, squares, columns, float(op, "eps"))
+            }
             "reduce_sum" | "reduce_max" => {
                 names.push(op.name.clone());
                 let x = self.operand(frame, k, op.operands[0], rank, names)?;
@@ -162,4 +174,13 @@ impl Scheduler<'_> {
         }
         Ok(seen)
     }
+}
+
+/// rsqrt(squares / n + eps)
+pub(super) fn rms_scale(k: &mut KernelBuilder, squares: ExprId, n: i64, eps: f64) -> ExprId {
+    let part = k.float(1.0 / n as f64);
+    let mean = k.binary(Binary::Mul, squares, part);
+    let eps = k.float(eps);
+    let sum = k.binary(Binary::Add, mean, eps);
+    k.unary(Unary::Rsqrt, sum)
 }

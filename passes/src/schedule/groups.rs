@@ -4,10 +4,11 @@
 
 use std::collections::{HashMap, HashSet};
 
-use ir::{Dim, Function, Op, Param, ValueId};
+use ir::{DType, Dim, Function, Op, ValueId};
 
 use super::expression::is_elementwise;
 use super::{Scheduling, flag, int};
+use crate::fold_norms::made_at_load;
 
 /// Values that wait for a kernel with another root.
 pub struct Groups {
@@ -78,16 +79,15 @@ impl Groups {
                 root.insert(i, v);
                 continue;
             }
-            // The loss walks the columns of its logits once: they need no memory.
-            let of_loss = |r: &Op| r.name == "cross_entropy" && options.epilogues;
-            if all_absorb && op.name == "matmul" && read.len() == 1 && of_loss(&f.ops[read[0].0]) {
+            // What a matmul rounds as it reads: a value whose norm has moved past the product.
+            if op.name == "cast" && options.epilogues && !returned.contains(&v) && is_rounded_row(f, op, read) {
                 groups.waiting.insert(v);
-                root.insert(i, wanted.iter().copied().min().unwrap_or(v));
+                root.insert(i, v);
                 continue;
             }
             let alone = !options.epilogues && read.len() > 1;
             let joined = match wanted.iter().next() {
-                Some(&r) if all_absorb && wanted.len() == 1 && !alone && !is_loss(f, r) => {
+                Some(&r) if all_absorb && wanted.len() == 1 && !alone => {
                     let kernel = held.entry(r).or_default();
                     fits(f, op, r, kernel, options).then_some(r)
                 }
@@ -120,11 +120,40 @@ impl Groups {
     }
 }
 
-/// A loss holds the matmul of its logits and nothing else.
-fn is_loss(f: &Function, root: ValueId) -> bool {
-    f.ops
-        .iter()
-        .any(|op| op.results.first() == Some(&root) && op.name == "cross_entropy")
+fn maker(f: &Function, v: ValueId) -> Option<&Op> {
+    f.ops.iter().find(|op| op.results.first() == Some(&v))
+}
+
+/// Is the op a cast of rows that an `rms_scale` measures, read by nothing but matmuls by weights?
+fn is_rounded_row(f: &Function, op: &Op, read: &[(usize, usize)]) -> bool {
+    let x = op.operands[0];
+    let by_weight = |(r, at): &(usize, usize)| {
+        let reader = &f.ops[*r];
+        reader.name == "matmul" && *at == 0 && flag(reader, "transpose_b") && made_at_load(f, reader.operands[1])
+    };
+    let measured = f.ops.iter().any(|o| o.name == "rms_scale" && o.operands[0] == x);
+    let types = (f.ty(x).dtype, f.ty(op.results[0]).dtype);
+    types == (DType::F32, DType::BF16) && measured && !read.is_empty() && read.iter().all(by_weight)
+}
+
+/// Does the contraction of a matmul by weights read the rows that `rms_scale` measures?
+fn measures(f: &Function, scale: &Op, matmul: ValueId) -> bool {
+    let Some(matmul) = maker(f, matmul) else { return false };
+    let a = matmul.operands[0];
+    let cast = maker(f, a).filter(|op| op.name == "cast").map(|op| op.operands[0]);
+    let by_weight = flag(matmul, "transpose_b") && made_at_load(f, matmul.operands[1]);
+    by_weight && (a == scale.operands[0] || cast == Some(scale.operands[0]))
+}
+
+/// A loss walks the columns of its logits once, so that they need no memory: the matmul, or the matmul by its rows' scales.
+fn fits_loss(f: &Function, op: &Op, logits: ValueId, held: &Held) -> bool {
+    let is = |v: ValueId, name: &str| maker(f, v).is_some_and(|op| op.name == name);
+    match op.name.as_str() {
+        "matmul" => held.matmul.is_none() && f.ty(op.results[0]).shape == f.ty(logits).shape,
+        "mul" => op.results[0] == logits && is(op.operands[0], "matmul") && is(op.operands[1], "rms_scale"),
+        "rms_scale" => held.matmul.is_some_and(|m| measures(f, op, m)),
+        _ => false,
+    }
 }
 
 /// Can the kernel of `reader` compute its operand `at` itself?
@@ -142,12 +171,16 @@ fn absorbs(groups: &Groups, reader: &Op, at: usize, options: &Scheduling) -> boo
 
 /// May `op` be computed in the kernel with this root?
 fn fits(f: &Function, op: &Op, root: ValueId, held: &Held, options: &Scheduling) -> bool {
+    if let Some(loss) = maker(f, root).filter(|op| op.name == "cross_entropy") {
+        return fits_loss(f, op, loss.operands[0], held);
+    }
     let (shape, over) = (&f.ty(op.results[0]).shape, &f.ty(root).shape);
     if !broadcasts(shape, over) {
         return false;
     }
     match op.name.as_str() {
         name if is_elementwise(name) => true,
+        "rms_scale" => options.epilogues && held.matmul.is_some_and(|m| measures(f, op, m)),
         "reduce_sum" | "reduce_max" => {
             let x = &f.ty(op.operands[0]).shape;
             let last = int(op, "axis") + 1 == x.len() as i64;
@@ -172,14 +205,8 @@ fn fits(f: &Function, op: &Op, root: ValueId, held: &Held, options: &Scheduling)
 
 /// Do two matmuls multiply the same rows by two weights of one type?
 fn twins(f: &Function, op: &Op, first: ValueId) -> bool {
-    let weight = |v: ValueId| {
-        let known = f
-            .params
-            .iter()
-            .any(|(p, kind)| *p == v && matches!(kind, Param::Weight(_)));
-        (known && f.ty(v).rank() == 2).then(|| f.ty(v).clone())
-    };
-    let Some(other) = f.ops.iter().find(|o| o.results.first() == Some(&first)) else {
+    let weight = |v: ValueId| made_at_load(f, v).then(|| f.ty(v).clone());
+    let Some(other) = maker(f, first) else {
         return false;
     };
     let both = weight(op.operands[1]).zip(weight(other.operands[1]));

@@ -20,7 +20,11 @@ impl Scheduler<'_> {
         op: &Op,
         names: &mut Vec<String>,
     ) -> Result<ExprId, PassError> {
-        let mut a = self.view(frame, op.operands[0])?;
+        let mut a = match frame.defs.get(&op.operands[0]) {
+            // The kernel rounds what it reads.
+            Some(Def::Lazy(cast)) if cast.name == "cast" => self.view(frame, cast.operands[0])?,
+            _ => self.view(frame, op.operands[0])?,
+        };
         let transposed = flag(op, "transpose_b");
         if a.strides.last() != Some(&Size::one()) {
             a = self.copy(&a);
@@ -29,8 +33,12 @@ impl Scheduler<'_> {
         let rank = shape.len();
         let depth = a.shape[a.shape.len() - 1].clone();
         let (batch, b) = match frame.defs.get(&op.operands[1]).cloned() {
-            Some(Def::Weight { names: tensors, ty }) if transposed && ty.rank() == 2 => {
-                let w = self.weight(&tensors, &ty, true);
+            Some(Def::Weight {
+                names: tensors,
+                scale,
+                ty,
+            }) if transposed && ty.rank() == 2 => {
+                let w = self.weight(&tensors, &scale, &ty, true);
                 names.push(format!("matmul_{}x{depth}", shape[rank - 1]));
                 let arg = k.arg(w.buffer, w.dtype, false);
                 (0, Rhs::Packed { arg })

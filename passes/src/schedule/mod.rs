@@ -92,7 +92,12 @@ pub(crate) enum Def<'f> {
     View(View),
     /// A checkpoint tensor nobody has asked for yet: a matmul wants it packed, others as it is.
     /// Several stand one below the other.
-    Weight { names: Vec<String>, ty: TensorType },
+    /// Its columns are scaled by `scale`.
+    Weight {
+        names: Vec<String>,
+        scale: Option<String>,
+        ty: TensorType,
+    },
     /// An op that its readers' kernel will compute.
     Lazy(&'f Op),
 }
@@ -184,12 +189,13 @@ impl<'m> Scheduler<'m> {
     }
 
     /// A checkpoint tensor in memory, packed or as it is.
-    fn weight(&mut self, names: &[String], ty: &TensorType, packed: bool) -> View {
+    fn weight(&mut self, names: &[String], scale: &Option<String>, ty: &TensorType, packed: bool) -> View {
         let kind = BufferKind::Weight(WeightRecipe::Tensors {
             names: names.to_vec(),
             packed,
+            scale: scale.clone(),
         });
-        let name = names.join(" | ");
+        let name = names.join(" | ") + &scale.as_ref().map_or(String::new(), |s| format!(" * {s}"));
         let buffer = self.shared_buffer(format!("{name} {} {packed}", ty.dtype), &name, ty, kind);
         View::whole(buffer, ty.dtype, sizes(&ty.shape))
     }
@@ -268,6 +274,7 @@ impl<'m> Scheduler<'m> {
                 ),
                 Param::Weight(name) => Def::Weight {
                     names: vec![at_layer(name)],
+                    scale: None,
                     ty: ty.clone(),
                 },
                 Param::State(name) => {
@@ -290,7 +297,7 @@ impl<'m> Scheduler<'m> {
     fn view(&mut self, frame: &mut Frame, v: ValueId) -> Result<View, PassError> {
         let view = match frame.defs.get(&v).cloned() {
             Some(Def::View(view)) => return Ok(view),
-            Some(Def::Weight { names, ty }) => self.weight(&names, &ty, false),
+            Some(Def::Weight { names, scale, ty }) => self.weight(&names, &scale, &ty, false),
             Some(Def::Lazy(op)) => self.kernel(frame, op)?,
             None => return Err(PassError(format!("%{} has no value", frame.f.value_name(v)))),
         };
@@ -346,12 +353,12 @@ impl<'m> Scheduler<'m> {
         }
         let v = op.results[0];
         let ty = frame.f.ty(v).clone();
-        if frame.groups().waits(v) {
-            frame.defs.insert(v, Def::Lazy(op));
+        if let Some(weight) = stacked(frame, op, &ty).or_else(|| scaled(frame, op, &ty)) {
+            frame.defs.insert(v, weight);
             return Ok(());
         }
-        if let Some(weight) = stacked(frame, op, &ty) {
-            frame.defs.insert(v, weight);
+        if frame.groups().waits(v) {
+            frame.defs.insert(v, Def::Lazy(op));
             return Ok(());
         }
         let view = match op.name.as_str() {
@@ -422,14 +429,35 @@ fn stacked<'f>(frame: &Frame<'f>, op: &Op, ty: &TensorType) -> Option<Def<'f>> {
     let mut all = vec![];
     for v in &op.operands {
         match frame.defs.get(v) {
-            Some(Def::Weight { names, .. }) => all.extend(names.iter().cloned()),
+            Some(Def::Weight { names, scale: None, .. }) => all.extend(names.iter().cloned()),
             _ => return None,
         }
     }
     Some(Def::Weight {
         names: all,
+        scale: None,
         ty: ty.clone(),
     })
+}
+
+/// A weight by another's elements is one weight, made when it is loaded.
+fn scaled<'f>(frame: &Frame<'f>, op: &Op, ty: &TensorType) -> Option<Def<'f>> {
+    if op.name != "scale_columns" {
+        return None;
+    }
+    match op.operands.iter().map(|v| frame.defs.get(v)).collect::<Vec<_>>()[..] {
+        [
+            Some(Def::Weight { names, scale: None, .. }),
+            Some(Def::Weight {
+                names: by, scale: None, ..
+            }),
+        ] if by.len() == 1 => Some(Def::Weight {
+            names: names.clone(),
+            scale: by.first().cloned(),
+            ty: ty.clone(),
+        }),
+        _ => None,
+    }
 }
 
 impl Frame<'_> {

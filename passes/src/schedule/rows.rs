@@ -4,6 +4,7 @@ use ir::plan::{Binary, BufferKind, ExprId, Reduction, Unary};
 use ir::{DType, Op, Size, TensorType};
 
 use super::build::KernelBuilder;
+use super::expression::rms_scale;
 use super::view::{View, sizes};
 use super::{Def, Frame, Scheduler, flag, float, int};
 use crate::PassError;
@@ -53,6 +54,7 @@ impl Scheduler<'_> {
         match op.name.as_str() {
             "softmax" => softmax(&mut k, &operands[0], &to),
             "rms_norm" => rms_norm(&mut k, &operands[0], &operands[1], float(op, "eps"), &to),
+            "rms_scale" => k = row_scale(&operands[0], float(op, "eps"), &to),
             "rope" => k = self.rope(op, &operands, norm, &to),
             "reduce_sum" => k = reduce(Reduction::Sum, int(op, "axis") as usize, &operands[0], &to),
             "reduce_max" => k = reduce(Reduction::Max, int(op, "axis") as usize, &operands[0], &to),
@@ -89,7 +91,7 @@ impl Scheduler<'_> {
         let targets = self.view(frame, op.operands[1])?;
         let mut k = KernelBuilder::keeping_columns("", &shape);
         let mut names = vec!["cross_entropy".to_string()];
-        let x = self.contract(frame, &mut k, logits, &mut names)?;
+        let x = self.expression(frame, &mut k, logits, shape.len(), &mut names)?;
         k.rename(&names.join("_"));
         let zero = || Size::from(0);
         let target = k.load(
@@ -242,10 +244,7 @@ impl Norm {
         let (aa, bb) = (k.binary(Binary::Mul, a, a), k.binary(Binary::Mul, b, b));
         let squares = k.binary(Binary::Add, aa, bb);
         let sum = k.reduce(Reduction::Sum, squares);
-        let (n, eps) = (k.float(0.5 / half as f64), k.float(self.eps));
-        let mean = k.binary(Binary::Mul, sum, n);
-        let mean = k.binary(Binary::Add, mean, eps);
-        let scale = k.unary(Unary::Rsqrt, mean);
+        let scale = rms_scale(k, sum, 2 * half, self.eps);
         let mut strides = vec![Size::from(0); rank];
         strides[rank - 1] = self.w.strides[0].clone();
         let mut one = |x: ExprId, begin: i64| {
@@ -288,14 +287,25 @@ fn rms_norm(k: &mut KernelBuilder, x: &View, w: &View, eps: f64, to: &View) {
     let x = k.load_broadcast(x);
     let square = k.binary(Binary::Mul, x, x);
     let sum = k.reduce(Reduction::Sum, square);
-    let (n, eps) = (k.float(1.0 / n as f64), k.float(eps));
-    let mean = k.binary(Binary::Mul, sum, n);
-    let mean = k.binary(Binary::Add, mean, eps);
-    let scale = k.unary(Unary::Rsqrt, mean);
+    let scale = rms_scale(k, sum, n, eps);
     let w = k.load_broadcast(w);
     let y = k.binary(Binary::Mul, x, scale);
     let y = k.binary(Binary::Mul, y, w);
     k.store(to, y);
+}
+
+/// An `rms_scale` of its own: once per row.
+fn row_scale(x: &View, eps: f64, to: &View) -> KernelBuilder {
+    let mut k = KernelBuilder::keeping_columns("rms_scale", &x.shape);
+    let n = x.shape[x.shape.len() - 1].coef;
+    let x = k.load(x, &x.strides, None);
+    let square = k.binary(Binary::Mul, x, x);
+    let sum = k.reduce(Reduction::Sum, square);
+    let scale = rms_scale(&mut k, sum, n, eps);
+    let mut strides = to.strides.clone();
+    *strides.last_mut().expect("a row has columns") = Size::from(0);
+    k.store_at(to, &strides, None, scale, None);
+    k
 }
 
 /// The axis moves to the columns.

@@ -77,6 +77,8 @@ pub static OPS: &[&OpDef] = &[
     &sweep::SWEEP,
     &sweep::MEAN,
     &norm::RMS_NORM,
+    &norm::RMS_SCALE,
+    &norm::SCALE_COLUMNS,
     &reduce::REDUCE_SUM,
     &reduce::REDUCE_MAX,
     &layout::RESHAPE,

@@ -1,4 +1,7 @@
-//! `rms_norm`: root-mean-square normalisation over the last axis (Zhang and Sennrich, 2019).
+//! `rms_norm`: root-mean-square normalisation over the last axis (Zhang and Sennrich, arXiv 1910.07467), and what it falls apart into.
+//!
+//! `matmul(rms_norm(x, w), W^T) = matmul(x, scale_columns(W, w)^T) * rms_scale(x)`: the weight can be folded when weights are
+//! loaded, and a row's scale moves past the product. No graph that a user writes needs the two.
 
 use super::*;
 
@@ -37,6 +40,63 @@ pub static RMS_NORM: OpDef = OpDef {
                 [t("B,T,2,33", DType::BF16), t("33", DType::F32)],
                 [eps(), ("dtype", Attr::Str("f32".into()))],
             ),
+        ]
+    },
+};
+
+pub static RMS_SCALE: OpDef = OpDef {
+    name: "rms_scale",
+    usage: "x [.., D]; eps: Float",
+    attrs: &["eps"],
+    about: "[.., 1] f32: rsqrt(mean(x^2) + eps), the row's scale in rms_norm",
+    infer: |s| {
+        s.count(1, 1)?;
+        let x = s.float(0)?;
+        if x.rank() == 0 {
+            return Err("a scalar has no last axis".to_string());
+        }
+        s.number("eps")?;
+        let mut shape = x.shape.clone();
+        shape[x.rank() - 1] = Dim::Const(1);
+        Ok(TensorType {
+            shape,
+            dtype: DType::F32,
+        })
+    },
+    eval: |c| {
+        let (x, eps) = (c.operands[0], c.number("eps"));
+        let n = x.shape[x.shape.len() - 1].max(1);
+        let scale = |row: &[f64]| 1.0 / (row.iter().map(|x| x * x).sum::<f64>() / n as f64 + eps).sqrt();
+        Tensor::new(c.shape, c.dtype, x.data.chunks(n).map(scale).collect())
+    },
+    samples: || {
+        let eps = || ("eps", Attr::Float(1e-6));
+        vec![
+            sample([t("3,16", DType::F32)], [eps()]),
+            sample([t("B,T,33", DType::BF16)], [eps()]),
+        ]
+    },
+};
+
+pub static SCALE_COLUMNS: OpDef = OpDef {
+    name: "scale_columns",
+    usage: "w [N, K], s [K] f32",
+    attrs: &[],
+    about: "w[n, k] * s[k] in w's type; of weights it is made when they are loaded",
+    infer: |s| {
+        s.count(2, 2)?;
+        s.float(0)?;
+        let (w, scale) = (s.rank(0, 2)?, s.is(1, DType::F32)?);
+        if scale.rank() != 1 || w.shape[1] != scale.shape[0] {
+            return Err(format!("{w} by {scale}"));
+        }
+        Ok(w.clone())
+    },
+    eval: |c| c.from_fn(|i| c.operands[0].at(i) * c.operands[1].data[i[1]]),
+    samples: || {
+        vec![
+            sample([t("3,16", DType::F32), t("16", DType::F32)], []),
+            sample([t("70,5", DType::BF16), t("5", DType::F32)], []),
         ]
     },
 };

@@ -72,6 +72,10 @@ impl Kernel {
                 }
                 Expr::Binary(op, ..) => work.scalars += points * if *op == Binary::Div { 4.0 } else { 1.0 },
                 Expr::Select(..) => work.scalars += points,
+                Expr::RowSquares => {
+                    let k = self.contraction.as_ref().map_or(Some(0.0), |c| of(&c.k))?;
+                    work.scalars += 2.0 * rows * k;
+                }
                 _ => {}
             }
         }

@@ -197,6 +197,7 @@ impl Scalar<'_> {
             Expr::Reduced(s) => self.reduced[*s],
             Expr::Acc => self.contraction(false)?,
             Expr::AccAlso => self.contraction(true)?,
+            Expr::RowSquares => self.row_squares()?,
             Expr::Swept(p) => sweep::swept(self, *p)?,
             Expr::Unary(op, a) => {
                 let x = self.get(*a)?;
@@ -265,22 +266,38 @@ impl Scalar<'_> {
         };
         let b = if also { c.also.as_ref().unwrap_or(&c.b) } else { &c.b };
         let ks = eval(&c.k, self.sizes)?;
-        let mut at = self.at.to_vec();
-        let n = at[at.len() - 1];
+        let mut position = self.at.to_vec();
+        let n = position[position.len() - 1];
         let mut acc = 0.0;
         for k in 0..ks {
-            *at.last_mut().expect("the column is always there") = k;
-            let a = self.index(&c.a, &at)?;
+            *position.last_mut().expect("the column is always there") = k;
+            let a = self.index(&c.a, &position)?;
             let a = self.args[c.a.arg][a];
             let (arg, index) = match b {
                 Rhs::Packed { arg } => (*arg, n * ks + k),
                 Rhs::KContiguous { arg, offset, strides } => (*arg, self.rhs(offset, strides, n)? + k),
                 Rhs::NContiguous { arg, offset, strides } => (*arg, self.rhs(offset, strides, k)? + n),
             };
-            let b = self.checked(arg, index)?;
-            acc += a * self.args[arg][b];
+            let rounded = matches!(b, Rhs::Packed { .. }) && self.kernel.args[arg].dtype == DType::BF16;
+            let a = if rounded { round(a, DType::BF16) } else { a };
+            let at = self.checked(arg, index)?;
+            acc += a * self.args[arg][at];
         }
         Ok(acc)
+    }
+
+    fn row_squares(&mut self) -> Result<f64, EvalError> {
+        let Some(c) = &self.kernel.contraction else {
+            return Ok(f64::NAN);
+        };
+        let mut at = self.at.to_vec();
+        let mut sum = 0.0;
+        for k in 0..eval(&c.k, self.sizes)? {
+            *at.last_mut().expect("the column is always there") = k;
+            let a = self.index(&c.a, &at)?;
+            sum += self.args[c.a.arg][a].powi(2);
+        }
+        Ok(sum)
     }
 
     fn rhs(&self, offset: &Size, strides: &[Size], inner: i64) -> Result<i64, EvalError> {

@@ -53,7 +53,12 @@ pub enum BufferKind {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum WeightRecipe {
     /// Tensors stacked along axis 0; `packed` in panels for a matmul, else as they are. dtype is the buffer's.
-    Tensors { names: Vec<String>, packed: bool },
+    /// With `scale`: columns times that vector (a norm's weight).
+    Tensors {
+        names: Vec<String>,
+        packed: bool,
+        scale: Option<String>,
+    },
     RopeTable {
         rows: i64,
         dim: i64,
@@ -118,6 +123,8 @@ pub enum Expr {
     Acc,
     /// The value of the contraction's second weight.
     AccAlso,
+    /// The sum over k of the squares of the contraction's row of a, before a is rounded: what a norm that moved past the product needs.
+    RowSquares,
     /// The result of the sweep's segment.
     Swept(usize),
     Unary(Unary, ExprId),
@@ -200,7 +207,8 @@ pub enum Reduction {
 pub struct Contraction {
     pub batch: usize,
     pub k: Size,
-    /// Strides for each outer dimension (k is contiguous: stride 1, which stands last).
+    /// Strides for each outer dimension (k is contiguous: stride 1, which stands last). f32 beside a bf16 weight is rounded as it is
+    /// read.
     pub a: Access,
     pub b: Rhs,
     /// A second weight of the same shape, multiplied by the same rows while they are there; `Expr::AccAlso`. Packed, as b is then.

@@ -56,8 +56,12 @@ impl Display for BufferKind {
 impl Display for WeightRecipe {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
-            WeightRecipe::Tensors { names, packed } => {
-                write!(f, "{}{}", names.join(" | "), if *packed { ", packed" } else { "" })
+            WeightRecipe::Tensors { names, packed, scale } => {
+                write!(f, "{}", names.join(" | "))?;
+                if let Some(scale) = scale {
+                    write!(f, " * {scale}")?;
+                }
+                f.write_str(if *packed { ", packed" } else { "" })
             }
             WeightRecipe::RopeTable {
                 rows,
@@ -121,6 +125,9 @@ impl Display for Kernel {
             if let Some(Rhs::Packed { arg }) = &c.also {
                 body.lines
                     .push(format!("also = sum over k in {} of {a} * a{arg}[j, k]", c.k));
+            }
+            if self.exprs.contains(&Expr::RowSquares) {
+                body.lines.push(format!("squares = sum over k in {} of {a} * {a}", c.k));
             }
         }
         if let Some(s) = &self.sweep {
@@ -286,6 +293,7 @@ impl Body<'_> {
             Expr::Reduced(s) => (format!("r{s}"), ATOM),
             Expr::Acc => ("acc".to_string(), ATOM),
             Expr::AccAlso => ("also".to_string(), ATOM),
+            Expr::RowSquares => ("squares".to_string(), ATOM),
             Expr::Swept(p) => (format!("s{p}"), ATOM),
             Expr::Unary(Unary::Neg, a) => (format!("-{}", self.expr(*a, 9)), 6),
             Expr::Unary(op, a) => (format!("{}({})", unary(*op), self.expr(*a, 0)), ATOM),

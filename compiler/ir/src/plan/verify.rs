@@ -343,7 +343,9 @@ impl Check<'_> {
         };
         let result = match expr {
             Expr::Load(a) => self.kernel.args.get(a.arg).map(|arg| Kind::of(arg.dtype)),
-            Expr::Float(_) | Expr::Reduced(_) | Expr::Acc | Expr::AccAlso | Expr::Swept(_) => Some(Kind::Float),
+            Expr::Float(_) | Expr::Reduced(_) | Expr::Acc | Expr::AccAlso | Expr::RowSquares | Expr::Swept(_) => {
+                Some(Kind::Float)
+            }
             Expr::Int(_) | Expr::Index(_) | Expr::SizeOf(_) => Some(Kind::Int),
             Expr::Unary(Unary::ToFloat, a) => {
                 want(a, Kind::Int);
@@ -389,6 +391,15 @@ impl Check<'_> {
                 self.fail(format!("{what} is the index of dimension {d}"))
             }
             Expr::Acc if self.kernel.contraction.is_none() => self.fail(format!("{what} is Acc without a contraction")),
+            Expr::RowSquares
+                if !self
+                    .kernel
+                    .contraction
+                    .as_ref()
+                    .is_some_and(|c| matches!(c.b, Rhs::Packed { .. })) =>
+            {
+                self.fail(format!("{what} is RowSquares without a contraction by a weight"));
+            }
             Expr::AccAlso if self.kernel.contraction.as_ref().is_none_or(|c| c.also.is_none()) => {
                 self.fail(format!("{what} is AccAlso without a second weight"));
             }
