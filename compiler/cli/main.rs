@@ -47,6 +47,9 @@ enum Command {
 }
 
 fn main() -> std::process::ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"))
+        .format_timestamp(None)
+        .init();
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Compile(args) => args.run(),

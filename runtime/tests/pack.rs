@@ -163,7 +163,7 @@ fn columns_are_scaled() {
             let dir = tempfile::tempdir().unwrap();
             let (rows, k) = ([70usize, 35], 33usize);
             let (checkpoint, _) = checkpoint(dir.path(), &rows, k, from);
-            let mut scaled = recipe(&rows, k, to, layout.clone());
+            let mut scaled = recipe(&rows, k, to, layout);
             if let Source::Tensors(parts) = &mut scaled.source {
                 parts.iter_mut().for_each(|p| p.scale = Some("scale".to_string()));
             }

@@ -114,6 +114,12 @@ pub fn fuse(f: &mut Function, rules: &[Rule], machine: &Machine) -> Result<Vec<V
         return Ok(vec![]);
     }
     let saturated = saturate(f, rules);
+    if let Some(limit) = &saturated.limit {
+        log::warn!(
+            "@{}: the e-graph stopped at a limit before all rules were done: {limit}",
+            f.name
+        );
+    }
     let Some(extraction) = saturated.extract(machine) else {
         return Ok(vec![]);
     };
