@@ -26,6 +26,19 @@ fn folders() -> Vec<PathBuf> {
 }
 
 fn compile(folder: &Path, dtype: DType, targets: Vec<Target>) -> (Artefact, Config, Checkpoint) {
+    let entries = ["prefill", "decode", "logits", "loss"];
+    compile_graph(folder, dtype, targets, &entries, &model::graph::build)
+}
+
+type Build<'a> = &'a dyn Fn(&Config, &model::graph::Options) -> Result<ir::Module, model::graph::GraphError>;
+
+fn compile_graph(
+    folder: &Path,
+    dtype: DType,
+    targets: Vec<Target>,
+    entries: &[&str],
+    build: Build,
+) -> (Artefact, Config, Checkpoint) {
     let config = Config::from_folder(folder).unwrap();
     let checkpoint = Checkpoint::open(folder).unwrap();
     let embedding = match checkpoint.dtype("model.embed_tokens.weight").unwrap() {
@@ -38,15 +51,14 @@ fn compile(folder: &Path, dtype: DType, targets: Vec<Target>) -> (Artefact, Conf
         embedding,
         max_context: CONTEXT,
     };
-    let module = model::graph::build(&config, &options).unwrap();
+    let module = build(&config, &options).unwrap();
     let facts = ModelFacts {
         hash: String::new(),
         facts: serde_json::Value::Null,
         shapes: checkpoint.shapes(),
     };
-    let entries = ["prefill", "decode", "logits", "loss"].map(String::from).to_vec();
     let options = pipeline::Options {
-        entries,
+        entries: entries.iter().map(|e| e.to_string()).collect(),
         targets,
         max_context: CONTEXT,
         program: passes::Program::fused(),
@@ -240,4 +252,74 @@ fn threads_and_batch_neighbours_do_not_change_a_bit() {
             .collect();
         assert!(error(&apart, &one) < 1e-6, "{}: alone and in a batch", g.name);
     }
+}
+
+/// Tokens, loss and gradients by name.
+type Reference = (Vec<Vec<u32>>, f32, Vec<(String, Vec<f32>)>);
+
+fn reference_gradients(folder: &Path) -> Option<Reference> {
+    let names = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
+    let file = names.into_iter().find(|p| p.to_string_lossy().contains("gradients_"))?;
+    let bytes = std::fs::read(file).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let words = |name: &str| -> Vec<[u8; 4]> {
+        let data = tensors.tensor(name).unwrap().data().to_vec();
+        data.chunks(4).map(|c| c.try_into().unwrap()).collect()
+    };
+    let ids: Vec<u32> = words("tokens").into_iter().map(u32::from_le_bytes).collect();
+    let floats = |name: &str| words(name).into_iter().map(f32::from_le_bytes).collect::<Vec<f32>>();
+    let t = tensors.tensor("tokens").unwrap().shape()[1];
+    let grads = tensors.names().into_iter().filter_map(|n| Some((n.strip_prefix("grad.")?, floats(n))));
+    Some((
+        ids.chunks(t).map(<[u32]>::to_vec).collect(),
+        floats("loss")[0],
+        grads.map(|(n, g)| (n.to_string(), g)).collect(),
+    ))
+}
+
+/// Relative Frobenius norm.
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+    norm(&mut a.iter().zip(b).map(|(x, y)| x - y)) / norm(&mut b.iter().copied()).max(1e-30)
+}
+
+/// f32 within 1e-3 of float64 (it is much nearer); bf16 of the order of its rounding. All tensors, and then those that are trained alone.
+#[test]
+fn gradients_match_the_reference() {
+    let mut compared = 0;
+    for folder in folders() {
+        let Some((tokens, loss, wanted)) = reference_gradients(&folder) else { continue };
+        let name = folder.file_name().unwrap().to_string_lossy().to_string();
+        for (dtype, trainable, tolerance) in [
+            (DType::F32, "all", 1e-5),
+            (DType::F32, "gates+norms", 1e-5),
+            (DType::F32, r"layers\.0\.", 1e-5),
+            (DType::BF16, "all", 1e-1),
+        ] {
+            let trainable: model::trainable::Trainable = trainable.parse().unwrap();
+            let what = format!("{name} {dtype} {trainable}");
+            let build = |c: &Config, o: &model::graph::Options| model::graph::gradients(c, o, &|n| trainable.includes(n));
+            let targets = vec![Target::native().unwrap()];
+            let (artefact, config, checkpoint) = compile_graph(&folder, dtype, targets, &["gradients"], &build);
+            let run = |threads: usize| {
+                let engine = Engine::load(&artefact, &checkpoint, runtime::Options { threads }).unwrap();
+                model::gradients::gradients(&engine, &config, CONTEXT as usize, &tokens).unwrap()
+            };
+            let found = run(2);
+            let rounding = if dtype == DType::F32 { 1e-6 } else { 2e-2 };
+            assert!((found.loss / loss - 1.0).abs() < rounding, "{what}: loss {} for {loss}", found.loss);
+            let asked: Vec<_> = wanted.iter().filter(|(n, _)| trainable.includes(n)).collect();
+            assert_eq!(asked.len(), found.tensors.len(), "{what}");
+            for (tensor, grad) in asked {
+                let d = distance(&found.tensors[tensor].data, grad);
+                assert!(d < tolerance, "{what}: grad.{tensor} is off by {d:e}");
+            }
+            let again = run(5);
+            let same = |n: &String| found.tensors[n].data == again.tensors[n].data;
+            assert!(found.tensors.keys().all(same), "{what}: threads change gradients");
+        }
+        compared += 1;
+    }
+    assert!(compared >= 9, "the gradients of {compared} folders are left");
 }

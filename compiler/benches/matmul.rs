@@ -47,6 +47,7 @@ fn kernel(k: i64, n: i64, dtype: DType) -> Kernel {
         name: "matmul".to_string(),
         args: vec![arg(false), arg(false), arg(true)],
         outer: vec![Size::sym("T")],
+        ordered: 0,
         cols: n.into(),
         sweep: None,
         contraction: Some(Contraction {

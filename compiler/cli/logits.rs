@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 
-use crate::options::{self, Common};
+use crate::options::{self, Common, Tokens};
 use crate::session::Session;
 
 #[derive(clap::Args)]
@@ -12,7 +12,7 @@ pub struct Args {
     /// A Hugging Face folder or an artefact
     model: PathBuf,
     /// Token ids; given several times: a batch of equal lengths
-    #[arg(long, required = true, value_name = "1,2,3", value_parser = parse)]
+    #[arg(long, required = true, value_name = "1,2,3", value_parser = options::tokens)]
     tokens: Vec<Tokens>,
     /// Where to write tensor `logits` [B, T, vocab], f32
     #[arg(short, long)]
@@ -24,25 +24,11 @@ pub struct Args {
     common: Common,
 }
 
-#[derive(Clone)]
-struct Tokens(Vec<i32>);
-
-fn parse(text: &str) -> Result<Tokens, String> {
-    options::tokens(text).map(Tokens)
-}
-
 impl Args {
     pub fn run(self) -> anyhow::Result<()> {
-        let (b, t) = (self.tokens.len(), self.tokens[0].0.len());
-        if self.tokens.iter().any(|row| row.0.len() != t) {
-            bail!("--tokens: sequences of unequal lengths have no common logits tensor; run them one by one");
-        }
+        let rows = options::batch(&self.tokens)?;
+        let (b, t) = (rows.len(), rows[0].len());
         let session = Session::open(&self.model, self.weights.as_deref(), &self.common)?;
-        let rows: Vec<Vec<u32>> = self
-            .tokens
-            .iter()
-            .map(|row| row.0.iter().map(|&t| t as u32).collect())
-            .collect();
         let logits = model::generate::logits(&session.engine, &session.config, session.max_context, &rows)?;
         let bytes: Vec<u8> = logits.iter().flat_map(|x| x.to_le_bytes()).collect();
         let shape = vec![b, t, session.config.vocab as usize];

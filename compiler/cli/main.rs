@@ -10,6 +10,7 @@ mod doctor;
 mod draw;
 mod eval;
 mod generate;
+mod grad;
 mod logits;
 mod opt;
 mod options;
@@ -36,6 +37,8 @@ enum Command {
     Generate(generate::Args),
     /// Write the logits of token sequences to a safetensors file
     Logits(logits::Args),
+    /// Write the loss of token sequences and its gradients to a safetensors file
+    Grad(grad::Args),
     /// Loss and perplexity on a text
     Eval(eval::Args),
     /// Make a loop checkpoint from a plain one
@@ -56,6 +59,7 @@ fn main() -> std::process::ExitCode {
         Command::Opt(args) => args.run(),
         Command::Generate(args) => args.run(),
         Command::Logits(args) => args.run(),
+        Command::Grad(args) => args.run(),
         Command::Eval(args) => args.run(),
         Command::Retrofit(args) => args.run(),
         Command::Bench(args) => args.run(),

@@ -95,14 +95,22 @@ pub fn targets(names: &[String]) -> anyhow::Result<Vec<Target>> {
 }
 
 /// `1,2,3` as token ids.
-pub fn tokens(text: &str) -> Result<Vec<i32>, String> {
-    text.split(',')
-        .map(|t| {
-            t.trim()
-                .parse::<u32>()
-                .ok()
-                .and_then(|t| i32::try_from(t).ok())
-                .ok_or_else(|| format!("`{t}` is not a token id"))
-        })
-        .collect()
+pub fn tokens(text: &str) -> Result<Tokens, String> {
+    let id = |t: &str| {
+        let id = t.trim().parse::<u32>().ok().filter(|t| i32::try_from(*t).is_ok());
+        id.ok_or_else(|| format!("`{t}` is not a token id"))
+    };
+    text.split(',').map(id).collect::<Result<_, _>>().map(Tokens)
+}
+
+/// One sequence of an option that may be given several times.
+#[derive(Clone)]
+pub struct Tokens(pub Vec<u32>);
+
+/// Equally long sequences.
+pub fn batch(rows: &[Tokens]) -> anyhow::Result<Vec<Vec<u32>>> {
+    if rows.iter().any(|row| row.0.len() != rows[0].0.len()) {
+        bail!("--tokens: sequences of unequal lengths are no batch; run them one by one");
+    }
+    Ok(rows.iter().map(|row| row.0.clone()).collect())
 }

@@ -75,7 +75,7 @@ impl Source {
         Ok(pipeline::plans(module, &pipeline_options(request))?)
     }
 
-    fn graph_options(&self, request: &Request) -> model::graph::Options {
+    pub fn graph_options(&self, request: &Request) -> model::graph::Options {
         model::graph::Options {
             dtype: request.dtype,
             embedding: self

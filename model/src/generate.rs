@@ -248,15 +248,7 @@ impl Sequence<'_> {
 
 /// logits [B, T, vocab] of equally long sequences, all positions.
 pub fn logits_on(runner: &mut dyn Runner, sequences: &[Vec<u32>]) -> Result<Vec<f32>, GenerateError> {
-    check(sequences, &runner.limits())?;
-    let wanted = sequences[0].len();
-    if let Some((sequence, s)) = sequences.iter().enumerate().find(|(_, s)| s.len() != wanted) {
-        return Err(GenerateError::Unequal {
-            sequence,
-            found: s.len(),
-            wanted,
-        });
-    }
+    check_equal(sequences, &runner.limits())?;
     let tokens: Vec<i32> = sequences.iter().flatten().map(|id| *id as i32).collect();
     runner.logits(sequences.len(), &tokens).map_err(GenerateError::Run)
 }
@@ -323,6 +315,20 @@ pub fn eval_loss_on(
         perplexity: loss.exp(),
         predictions: count,
     })
+}
+
+/// Are there sequences, equally long and in the model's limits?
+pub(crate) fn check_equal(sequences: &[Vec<u32>], limits: &Limits) -> Result<(), GenerateError> {
+    check(sequences, limits)?;
+    let wanted = sequences[0].len();
+    match sequences.iter().enumerate().find(|(_, s)| s.len() != wanted) {
+        Some((sequence, s)) => Err(GenerateError::Unequal {
+            sequence,
+            found: s.len(),
+            wanted,
+        }),
+        None => Ok(()),
+    }
 }
 
 fn check(sequences: &[Vec<u32>], limits: &Limits) -> Result<(), GenerateError> {

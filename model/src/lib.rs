@@ -4,11 +4,14 @@
 pub mod chat;
 pub mod config;
 pub mod generate;
+pub mod gradients;
 pub mod graph;
 pub mod retrofit;
 pub mod runner;
 pub mod sample;
 pub mod tokenizer;
+pub mod train;
+pub mod trainable;
 pub mod weights;
 
 pub use config::{Config, ConfigError, Family, LoopAttention, Mode};

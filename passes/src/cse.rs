@@ -17,7 +17,7 @@ pub const CSE: Pass = Pass {
             let mut ops: Vec<Op> = vec![];
             for mut op in std::mem::take(&mut f.ops) {
                 op.operands.iter_mut().for_each(|v| *v = of(&replaced, *v));
-                if op.name != "call" && op.name != "cache_write" {
+                if op.name != "call" && !op.writes_state() {
                     let key = format!("{} {:?} {:?}", op.name, op.operands, op.attrs);
                     if let Some(v) = first.get(&key) {
                         replaced.insert(op.results[0], *v);

@@ -12,7 +12,7 @@ pub const DCE: Pass = Pass {
             let mut live: HashSet<_> = f.returns.iter().map(|(_, v)| *v).collect();
             let mut keep = vec![false; f.ops.len()];
             for (i, op) in f.ops.iter().enumerate().rev() {
-                let effect = op.name == "call" || op.name == "cache_write";
+                let effect = op.name == "call" || op.writes_state();
                 if effect || op.results.iter().any(|v| live.contains(v)) {
                     keep[i] = true;
                     live.extend(&op.operands);

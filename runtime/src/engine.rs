@@ -45,11 +45,58 @@ struct Work {
     scratch: Option<Memory>,
 }
 
-/// Caches of `batch` sequences with room for `capacity` tokens each, by the artefact's states.
+/// What outlives a call, by the artefact's states: caches of `batch` sequences with room for `capacity` tokens each, or the tensors
+/// that are trained.
 pub struct State {
     pub batch: i64,
     pub capacity: i64,
+    specs: Vec<StateSpec>,
     buffers: Vec<Memory>,
+}
+
+impl State {
+    /// Names and shapes; sizes that depend on the call are given as they are now.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.specs.iter().map(|s| s.name.as_str())
+    }
+
+    fn sizes(&self) -> Sizes {
+        Sizes::from([("B".to_string(), self.batch), ("C".to_string(), self.capacity)])
+    }
+
+    /// Does any state have a place per sequence?
+    fn is_batched(&self) -> bool {
+        self.specs.iter().any(|s| s.shape.iter().any(|n| !n.syms.is_empty()))
+    }
+
+    /// The state's numbers, widened to f32.
+    pub fn read(&self, name: &str) -> Option<Output> {
+        let at = self.specs.iter().position(|s| s.name == name)?;
+        let (spec, sizes) = (&self.specs[at], self.sizes());
+        let shape: Vec<i64> = spec.shape.iter().map(|n| eval(n, &sizes)).collect::<Option<_>>()?;
+        let data = widened(&self.buffers[at], shape.iter().product::<i64>() as usize, spec.dtype);
+        Some(Output { shape, data })
+    }
+
+    /// Replaces an f32 state.
+    pub fn write(&mut self, name: &str, values: &[f32]) -> Result<(), RuntimeError> {
+        let failed = |reason: String| RuntimeError::Tensor {
+            name: name.to_string(),
+            reason,
+        };
+        let at = self.specs.iter().position(|s| s.name == name);
+        let at = at.ok_or_else(|| failed("the code has no such state".to_string()))?;
+        let (spec, sizes) = (&self.specs[at], self.sizes());
+        let wanted = elements(&spec.shape, &sizes);
+        if spec.dtype != DType::F32 || wanted != Some(values.len() as i64) {
+            let reason = format!("{} f32 values do not fit {:?} {:?}", values.len(), spec.dtype, spec.shape);
+            return Err(failed(reason));
+        }
+        let to = self.buffers[at].mut_ptr().cast::<f32>();
+        // The buffer is ours alone, f32, and as long as was checked.
+        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len()) };
+        Ok(())
+    }
 }
 
 /// What a caller feeds; row-major.
@@ -157,6 +204,7 @@ impl Engine {
         Ok(State {
             batch,
             capacity,
+            specs: self.states.clone(),
             buffers,
         })
     }
@@ -226,7 +274,7 @@ impl Engine {
         let mut values: Sizes = sizes.iter().map(|(k, v)| (k.to_string(), *v)).collect();
         if let Some(s) = &state {
             values.insert("C".to_string(), s.capacity);
-            if values.get("B") != Some(&s.batch) {
+            if s.is_batched() && values.get("B") != Some(&s.batch) {
                 return Err(failed(format!(
                     "{:?} sequences with caches for {}",
                     values.get("B"),

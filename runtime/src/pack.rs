@@ -296,7 +296,7 @@ fn nearest_bf16(x: f32) -> u16 {
 }
 
 /// Element i of little-endian floats.
-fn element(data: &[u8], dtype: DType, i: usize) -> f32 {
+pub(crate) fn element(data: &[u8], dtype: DType, i: usize) -> f32 {
     let at2 = || [data[2 * i], data[2 * i + 1]];
     match dtype {
         DType::BF16 => bf16::from_le_bytes(at2()).to_f32(),

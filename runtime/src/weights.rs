@@ -88,6 +88,13 @@ impl Checkpoint {
         self.inner.tensors.get(name).map(|e| e.dtype)
     }
 
+    /// A tensor's values, widened to f32.
+    pub fn floats(&self, name: &str) -> Option<Vec<f32>> {
+        let t = self.tensor(name)?;
+        let n = t.shape.iter().product::<i64>() as usize;
+        Some((0..n).map(|i| crate::pack::element(t.data, t.dtype, i)).collect())
+    }
+
     pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
         let e = self.inner.tensors.get(name)?;
         let file = &self.inner.files[e.file];

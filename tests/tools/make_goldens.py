@@ -1,6 +1,6 @@
 """Regenerate tests/goldens: small checkpoints, and what loop_qwen3.py says about them in float64.
 
-    python make_goldens.py [OUT] [--only NAME ...] [--grads]
+    python make_goldens.py [OUT] [--only NAME ...] [--gradients-alone]
 
 needs: pip install torch safetensors numpy.  The table CASES below is the whole content; OUT/README.md describes the files.
 """
@@ -39,6 +39,8 @@ CASES = {
     "iquest": (dict(mode="stack", family="llama", iquest_keys=True, untied=True, window=4, layers=1), [(1, 4), (1, 5), (2, 13)], dict(model_type="iquestloopcoder", architectures=["IQuestLoopCoderForCausalLM"])),
     "rope-parameters": (dict(mode="layer", layers=1, theta=500000.0), [(1, 1), (1, 5), (2, 13)], dict(rope_parameters={"rope_theta": 500000.0, "rope_type": "default"}, drop=["rope_theta"])),
 }
+# Folders that also keep the gradients of every parameter, for their last shape.
+GRADIENTS = ("base", "layer", "restart", "stack", "stack-loops3", "restart-loops3", "layer-kv1-d32", "layer-untied-f16", "llama-layer")
 # Checkpoints that are not kept, only what bfloat16 costs PyTorch on them: name -> (options, batch, T)
 YARDSTICK = {
     "layer-256": (dict(mode="layer", layers=4, hidden=256, heads=8, kv_heads=2, head_dim=32, intermediate=512, vocab=512, window=16, std=0.05), 2, 64),
@@ -75,16 +77,21 @@ def draw(vocab, batch, length, seed):
     return tokens
 
 
-def golden(folder, tokens, grads):
+def gradients(folder, tokens):
+    """The loss and d loss / d parameter, in float64 from the stored weights, stored as float32."""
+    model = reference.Model(reference.Config(folder), reference.load(folder, torch.float64))
+    loss = model.loss(tokens)
+    loss.backward()
+    out = {"loss": loss.detach()} | {f"grad.{k}": v.grad for k, v in model.w.items() if v.grad is not None}
+    return {"tokens": tokens.to(torch.int32)} | {k: v.to(torch.float32).contiguous() for k, v in out.items()}
+
+
+def golden(folder, tokens):
     """Logits and mean next-token loss (absent for T = 1, which predicts nothing) in float64, stored as float32."""
     model = reference.Model(reference.Config(folder), reference.load(folder, torch.float64))
     out = {"tokens": tokens, "logits": model.logits(tokens).detach()}
     if tokens.shape[1] > 1:
-        loss = model.loss(tokens)
-        out["loss"] = loss.detach()
-        if grads:
-            loss.backward()
-            out |= {f"grad.{k}": v.grad for k, v in model.w.items() if v.grad is not None}
+        out["loss"] = model.loss(tokens).detach()
     return {k: v.to(torch.int32 if k == "tokens" else torch.float32).contiguous() for k, v in out.items()}
 
 
@@ -109,7 +116,7 @@ def main():
     p = argparse.ArgumentParser()
     p.add_argument("out", nargs="?", type=pathlib.Path, default=HERE.parent / "goldens")
     p.add_argument("--only", nargs="*", default=None, help="these cases; cases.json is then left alone")
-    p.add_argument("--grads", action="store_true", help="write grad.NAME for every parameter too (large)")
+    p.add_argument("--gradients-alone", action="store_true", help="keep the checkpoints and write the gradients of GRADIENTS")
     a = p.parse_args()
     torch.manual_seed(0)
     listing = []
@@ -122,12 +129,16 @@ def main():
         if a.only is not None and name not in a.only:
             continue
         folder = a.out / name
-        shutil.rmtree(folder, ignore_errors=True)
-        checkpoint(folder, options, 100 + n, *edit)
+        if not a.gradients_alone:
+            shutil.rmtree(folder, ignore_errors=True)
+            checkpoint(folder, options, 100 + n, *edit)
         for f in files:
             tokens = draw(options["vocab"], f["batch"], f["tokens"], 1000 * n + f["tokens"])
-            save_file(golden(folder, tokens, a.grads), folder / f["file"])
-    if a.only is not None:
+            if not a.gradients_alone:
+                save_file(golden(folder, tokens), folder / f["file"])
+            if name in GRADIENTS and f is files[-1]:
+                save_file(gradients(folder, tokens), folder / f["file"].replace("golden", "gradients"))
+    if a.only is not None or a.gradients_alone:
         return
     bf16 = []
     kept = {name: CASES[name][1][-1] for name in ("layer-bf16", "stack-bf16-sharded", "llama-base")}

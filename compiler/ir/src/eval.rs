@@ -58,7 +58,7 @@ fn function(
     states: &mut BTreeMap<String, Tensor>,
 ) -> Result<Vec<Tensor>, EvalError> {
     let mut values: HashMap<ValueId, Tensor> = HashMap::new();
-    // Which state a value is a version of: `cache_write` updates it.
+    // Which state a value is a version of: `cache_write` and `update` change it.
     let mut state_of: HashMap<ValueId, String> = HashMap::new();
     for (v, param) in &f.params {
         let at_layer = |name: &String| name.replace("{i}", &layer.to_string());
@@ -107,7 +107,7 @@ fn function(
         if let Some(state) = state_of
             .get(&op.operands.first().copied().unwrap_or(v))
             .cloned()
-            .filter(|_| op.name == "cache_write")
+            .filter(|_| op.writes_state())
         {
             states.insert(state.clone(), result.clone());
             state_of.insert(v, state);

@@ -42,7 +42,7 @@ pub enum Param {
     Input(String),
     /// A tensor of the checkpoint. `{i}` in the name stands for the layer of the `call` that reaches the function.
     Weight(String),
-    /// Memory that outlives the call (KV cache), updated in place by `cache_write`; `{i}` as in `Weight`.
+    /// Memory that outlives the call (KV cache), changed in place by `cache_write` or `update`; `{i}` as in `Weight`.
     State(String),
 }
 
@@ -68,6 +68,13 @@ pub struct Function {
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Module {
     pub functions: Vec<Function>,
+}
+
+impl Op {
+    /// Does it change memory that outlives the call?
+    pub fn writes_state(&self) -> bool {
+        matches!(self.name.as_str(), "cache_write" | "update")
+    }
 }
 
 impl Module {

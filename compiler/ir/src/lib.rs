@@ -5,6 +5,7 @@
 
 pub mod draw;
 pub mod eval;
+pub mod gradient;
 pub mod graph;
 pub mod ops;
 pub mod plan;

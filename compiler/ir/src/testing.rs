@@ -79,8 +79,10 @@ fn operand(op: &str, index: usize, sample: &Sample, sizes: &Sizes, rng: &mut Rng
     let extent = |operand: usize, axis: usize| sample.operands[operand].shape[axis].size().eval(sizes).unwrap_or(1);
     match (op, index) {
         ("embed", 1) => integers(ty, sizes, rng, 0, extent(0, 0)),
+        ("scatter_rows", 1) => integers(ty, sizes, rng, 0, 5),
         ("take_rows", 1) => integers(ty, sizes, rng, 0, extent(0, 1)),
         ("cross_entropy", 1) => integers(ty, sizes, rng, -1, extent(0, 2)),
+        ("one_hot" | "is_target", 0) => integers(ty, sizes, rng, -1, 7),
         // A ring takes any position; without one, all rows must fit.
         ("cache_write", 2) if sample.attrs.contains_key("ring") => integers(ty, sizes, rng, 0, 9),
         ("cache_write", 2) => integers(ty, sizes, rng, 0, extent(0, 2) - extent(1, 2) + 1),

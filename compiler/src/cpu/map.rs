@@ -17,6 +17,12 @@ pub fn emit(kernel: &Kernel, target: &Target) -> String {
         let body = Body::new(e, kernel, target.lanes, buffers, symbols);
         let rows = e.i64(kernel.map_rows());
         let points = body.size(e, &ir::Size::product(&kernel.outer));
+        // A tile of an ordered kernel is all points of its ordered dimensions, which lie one behind the other.
+        let ordered = &kernel.outer[kernel.outer.len() - kernel.ordered..];
+        let rows = match ordered {
+            [] => rows,
+            ordered => body.size(e, &ir::Size::product(ordered)),
+        };
         let first = e.mul(begin, rows);
         let last = e.mul(end, rows);
         let last = e.min(last, points);

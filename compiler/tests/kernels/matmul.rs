@@ -81,6 +81,7 @@ impl Case {
                 },
             ],
             outer: vec![Size::sym("B"), m.clone()],
+            ordered: 0,
             cols: n.clone(),
             sweep: None,
             contraction: Some(Contraction {

@@ -112,6 +112,7 @@ impl Case {
                 },
             ],
             outer,
+            ordered: 0,
             cols: n(self.cols),
             contraction: None,
             sweep: Some(Sweep {

@@ -1,10 +1,11 @@
 //! The naive graph of a configuration: the reference's equations, one op each, and nothing clever.
 //!
 //! Every layer is a `call` of one function, so the graph of 28 layers is as long as that of one. Entry points: `prefill`, `decode`,
-//! `logits`, `loss`. What may be joined, shared or kept in place is the passes' business.
+//! `logits`, `loss`; and `gradients`, in a module of its own. What may be joined, shared or kept in place is the passes' business.
 
 mod attention;
 mod layer;
+pub mod training;
 
 use ir::{DType, Dim, Function, Module, Param, TensorType, ValueId};
 
@@ -57,6 +58,8 @@ pub enum GraphError {
     DType(DType),
     #[error("--max-context {found}: it must be from 1 to {max}")]
     Context { found: i64, max: i64 },
+    #[error("no gradients: {0}")]
+    Gradient(#[from] ir::gradient::GradientError),
 }
 
 /// Positions a model can have; the RoPE table has a row for each.
@@ -67,6 +70,51 @@ const MAX_CONTEXT: i64 = 1 << 24;
 /// tokens, targets [B, T] i32 (decode: [B, 1]); last, start [B] i32. Results: `logits` [B, 1, V] f32 (`logits`: [B, T, V]),
 /// `nll` [B, T] f32, 0 where the target is negative.
 pub fn build(config: &Config, options: &Options) -> Result<Module, GraphError> {
+    check(options)?;
+    let mut module = Module::default();
+    for phase in [Phase::Prefill, Phase::Decode, Phase::Full] {
+        let layers = layer::functions(config, options, phase);
+        module.functions.extend(layers.iter().cloned());
+        let entries: &[&str] = match phase {
+            Phase::Full => &["logits", "loss"],
+            Phase::Prefill => &["prefill"],
+            Phase::Decode => &["decode"],
+        };
+        for name in entries {
+            module.functions.push(entry(name, config, options, phase, &layers));
+        }
+    }
+    Ok(module)
+}
+
+/// The module with the entry point `gradients(tokens, targets, weights)`: `loss` [1, 1] f32 = sum(nll * weights), and `grad.{tensor}`
+/// for the tensors that are wanted.
+///
+/// weights [B, T] f32: 1 / (number of targets) makes the loss their mean.
+pub fn gradients(config: &Config, options: &Options, wanted: &dyn Fn(&str) -> bool) -> Result<Module, GraphError> {
+    check(options)?;
+    let layers = layer::functions(config, options, Phase::Full);
+    let mut module = Module {
+        functions: layers.clone(),
+    };
+    module.functions.push(objective(config, options, &layers));
+    Ok(ir::gradient::gradient(&module, "objective", "loss", wanted, "gradients")?)
+}
+
+/// `objective(tokens, targets, weights)`: `loss` [1, 1] = sum(nll * weights).
+fn objective(config: &Config, options: &Options, layers: &[Function]) -> Function {
+    let mut f = entry("loss", config, options, Phase::Full, layers);
+    f.name = "objective".to_string();
+    let weights = input(&mut f, "weights", ["B", "T"], DType::F32);
+    let nll = f.returns.remove(0).1;
+    let weighed = f.mul(nll, weights);
+    let rows = f.reduce_sum(weighed, 1);
+    let loss = f.reduce_sum(rows, 0);
+    f.returns("loss", loss);
+    f
+}
+
+fn check(options: &Options) -> Result<(), GraphError> {
     if !matches!(options.dtype, DType::F32 | DType::BF16) {
         return Err(GraphError::DType(options.dtype));
     }
@@ -76,24 +124,7 @@ pub fn build(config: &Config, options: &Options) -> Result<Module, GraphError> {
             max: MAX_CONTEXT,
         });
     }
-    let mut module = Module::default();
-    for phase in [Phase::Prefill, Phase::Decode, Phase::Full] {
-        let layers = layer::functions(config, options, phase);
-        match phase {
-            Phase::Full => {
-                module.functions.extend(layers.iter().cloned());
-                module.functions.push(entry("logits", config, options, phase, &layers));
-                module.functions.push(entry("loss", config, options, phase, &layers));
-            }
-            Phase::Prefill | Phase::Decode => {
-                module.functions.extend(layers.iter().cloned());
-                module
-                    .functions
-                    .push(entry(phase.name(), config, options, phase, &layers));
-            }
-        }
-    }
-    Ok(module)
+    Ok(())
 }
 
 /// One entry point: embedding, all trips through the layers, the head.

@@ -21,6 +21,8 @@ pub struct KernelBuilder {
     stages: Vec<Stage>,
     /// Expressions of the graph's values that are computed here.
     values: HashMap<ValueId, ExprId>,
+    /// Of the last dimensions before the columns, how many are walked in order.
+    pub ordered: usize,
     pub contraction: Option<Contraction>,
     pub sweep: Option<Sweep>,
     /// Segments of the sweep, by the value they are the state of.
@@ -35,6 +37,11 @@ impl KernelBuilder {
     /// The last dimension stays the columns even if it has size 1: a contraction's columns are its n.
     pub fn keeping_columns(name: &str, shape: &[Size]) -> KernelBuilder {
         KernelBuilder::with(name, shape, shape.len() - 1)
+    }
+
+    /// No dimension is dropped: `ordered` counts them.
+    pub fn keeping_all(name: &str, shape: &[Size]) -> KernelBuilder {
+        KernelBuilder::with(name, shape, 0)
     }
 
     fn with(name: &str, shape: &[Size], droppable: usize) -> KernelBuilder {
@@ -56,6 +63,7 @@ impl KernelBuilder {
             known: HashMap::new(),
             stages: vec![],
             values: HashMap::new(),
+            ordered: 0,
             contraction: None,
             sweep: None,
             segments: HashMap::new(),
@@ -207,6 +215,7 @@ impl KernelBuilder {
             name: self.name,
             args: self.args,
             outer,
+            ordered: self.ordered,
             cols,
             contraction: self.contraction,
             sweep: self.sweep,

@@ -9,7 +9,7 @@ use super::{Def, Frame, Scheduler, float, int};
 use crate::PassError;
 
 pub fn is_elementwise(name: &str) -> bool {
-    unary(name).is_some() || binary(name).is_some() || matches!(name, "cast" | "where" | "mask" | "constant")
+    unary(name).is_some() || binary(name).is_some() || matches!(name, "cast" | "where" | "mask" | "constant" | "one_hot" | "is_target")
 }
 
 fn unary(name: &str) -> Option<Unary> {
@@ -48,7 +48,10 @@ impl Scheduler<'_> {
             KernelBuilder::new("", &shape)
         };
         let value = self.expression(frame, &mut k, op, shape.len(), &mut names)?;
-        let to = self.placed(frame, root, &ty);
+        let to = match op.name.as_str() {
+            "update" => self.view(frame, op.operands[0])?,
+            _ => self.placed(frame, root, &ty),
+        };
         let mut strides = to.broadcast_strides(shape.len());
         if frame.groups().is_heavy(root) {
             // A contraction's columns have a stride even if there is one.
@@ -77,11 +80,16 @@ impl Scheduler<'_> {
         let value = match op.name.as_str() {
             "constant" => k.float(float(op, "value")),
             "mask" => self.mask(frame, k, op, rank)?,
+            "one_hot" | "is_target" => self.targets(frame, k, op, rank)?,
             "mean" => {
                 names.push("sweep".to_string());
                 self.swept(frame, k, op)?
             }
             "matmul" => self.contract(frame, k, op, names)?,
+            "update" => {
+                names.push(op.name.clone());
+                self.operand(frame, k, op.operands[1], rank, names)?
+            }
             "rms_scale" => {
                 // Of the rows that the kernel's matmul reads.
                 let columns = frame
@@ -141,6 +149,23 @@ impl Scheduler<'_> {
         }
         let view = self.view(frame, v)?;
         Ok(k.load_broadcast(&view))
+    }
+
+    /// `one_hot`, `is_target`: the target of the kernel's row, and what the column makes of it.
+    fn targets(&mut self, frame: &mut Frame, k: &mut KernelBuilder, op: &Op, rank: usize) -> Result<ExprId, PassError> {
+        let targets = self.view(frame, op.operands[0])?;
+        let mut strides = vec![Size::from(0); rank];
+        strides[rank - 3..rank - 1].clone_from_slice(&targets.strides);
+        let target = k.load(&targets, &strides, None);
+        let (zero, one) = (k.float(0.0), k.float(1.0));
+        if op.name == "is_target" {
+            let first = k.int(0);
+            let none = k.binary(Binary::Lt, target, first);
+            return Ok(k.select(none, zero, one));
+        }
+        let column = k.index(rank - 1);
+        let hit = k.binary(Binary::Eq, column, target);
+        Ok(k.select(hit, one, zero))
     }
 
     /// Which keys a row sees; dimensions are aligned at the end of the kernel's shape.

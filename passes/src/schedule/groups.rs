@@ -57,10 +57,11 @@ impl Groups {
             let Some(&v) = op.results.first() else { continue };
             let read = readers.get(&v).map_or(&[][..], |r| r);
             let all_absorb = !read.is_empty()
+                && !op.writes_state()
                 && !returned.contains(&v)
                 && read.iter().all(|(r, at)| absorbs(&groups, &f.ops[*r], *at, options));
             let wanted: HashSet<ValueId> = read.iter().filter_map(|(r, _)| root.get(r).copied()).collect();
-            let free = matches!(op.name.as_str(), "constant" | "mask" | "sweep");
+            let free = matches!(op.name.as_str(), "constant" | "mask" | "one_hot" | "is_target" | "sweep");
             if all_absorb && free {
                 groups.waiting.insert(v);
                 // Its own operands must be free to wait too: a sweep's state has no memory.
@@ -162,6 +163,7 @@ fn absorbs(groups: &Groups, reader: &Op, at: usize, options: &Scheduling) -> boo
         name if is_elementwise(name) => true,
         "mean" => true,
         "cross_entropy" => at == 0 && options.epilogues,
+        "update" => at == 1,
         "sweep" => flag(reader, "continues") && at + 1 == reader.operands.len(),
         // A reduction that is a kernel of its own reads memory.
         "reduce_sum" | "reduce_max" => groups.waits(reader.results[0]),

@@ -363,7 +363,7 @@ impl<'m> Scheduler<'m> {
         }
         let view = match op.name.as_str() {
             name if expression::is_elementwise(name) => self.kernel(frame, op)?,
-            "matmul" | "mean" => self.kernel(frame, op)?,
+            "matmul" | "mean" | "update" => self.kernel(frame, op)?,
             "reshape" => {
                 let x = self.view(frame, op.operands[0])?;
                 let shape = sizes(&ty.shape);

@@ -38,6 +38,11 @@ impl Scheduler<'_> {
         if op.name == "cache_write" {
             return self.cache_write(op, &operands);
         }
+        if op.name == "scatter_rows" {
+            let to = self.placed(frame, op.results[0], ty);
+            self.scatter_rows(&operands[0], &operands[1], &to);
+            return Ok(to);
+        }
         if op.name == "concat" {
             let to = match frame.stacks.get(&op.results[0]) {
                 Some(begun) => begun.clone(),
@@ -164,9 +169,14 @@ impl Scheduler<'_> {
         }
         let product = |k: &mut KernelBuilder, x, y| k.binary(Binary::Mul, x, y);
         let (ac, bs) = (product(&mut k, a, cos), product(&mut k, b, sin));
-        let first = k.binary(Binary::Sub, ac, bs);
         let (bc, as_) = (product(&mut k, b, cos), product(&mut k, a, sin));
-        let second = k.binary(Binary::Add, bc, as_);
+        let (minus, plus) = if flag(op, "inverse") {
+            (Binary::Add, Binary::Sub)
+        } else {
+            (Binary::Sub, Binary::Add)
+        };
+        let first = k.binary(minus, ac, bs);
+        let second = k.binary(plus, bc, as_);
         k.store_at(to, &to.strides, None, first, None);
         k.store_at(&upper(to), &to.strides, None, second, None);
         k
@@ -212,6 +222,32 @@ impl Scheduler<'_> {
         k.store_at(cache, &strides, indirect, value, when);
         self.launch(k.finish());
         Ok(cache.clone())
+    }
+
+    /// Zeros, then row after row: a tile owns a block of columns and walks all rows in order, so that sums have one order.
+    fn scatter_rows(&mut self, x: &View, rows: &View, to: &View) {
+        let mut zeros = KernelBuilder::new("zeros", &to.shape);
+        let zero = zeros.float(0.0);
+        zeros.store(to, zero);
+        self.launch(zeros.finish());
+        let width = to.shape[1].coef;
+        let block = (1..=64).rev().find(|b| width % b == 0).unwrap_or(1);
+        let none = || Size::from(0);
+        let shape = [Size::from(width / block), x.shape[0].clone(), x.shape[1].clone(), Size::from(block)];
+        let mut k = KernelBuilder::keeping_all("scatter_rows", &shape);
+        k.ordered = 2;
+        let row = k.load(rows, &[none(), rows.strides[0].clone(), rows.strides[1].clone(), none()], None);
+        let column = &x.strides[2];
+        let by_block = |stride: &Size| stride * &Size::from(block);
+        let strides = [by_block(column), x.strides[0].clone(), x.strides[1].clone(), column.clone()];
+        let value = k.load(x, &strides, None);
+        let column = &to.strides[1];
+        let place = [by_block(column), none(), none(), column.clone()];
+        let to_row = || Some((row, to.strides[0].clone()));
+        let sum = k.load(to, &place, to_row());
+        let sum = k.binary(Binary::Add, sum, value);
+        k.store_at(to, &place, to_row(), sum, None);
+        self.launch(k.finish());
     }
 
     fn concat(&mut self, op: &Op, operands: &[View], to: &View) {

@@ -51,6 +51,7 @@ pub static MASK: OpDef = OpDef {
             f64::from(j <= p && p - j < window)
         })
     },
+    gradient: None,
     samples: || {
         let ty = |dims| ("type", Attr::Type(t(dims, DType::I1)));
         vec![
@@ -63,9 +64,9 @@ pub static MASK: OpDef = OpDef {
 
 pub static ROPE: OpDef = OpDef {
     name: "rope",
-    usage: "x [B, .., T, D], [start [B] i32]; theta: Float, max: Int, dtype",
-    attrs: &["theta", "max", "dtype"],
-    about: "pairs (i, i + D/2) turned by (start + t) * theta^(-2i/D); positions stay below max",
+    usage: "x [B, .., T, D], [start [B] i32]; theta: Float, max: Int, inverse: Bool, dtype",
+    attrs: &["theta", "max", "inverse", "dtype"],
+    about: "pairs (i, i + D/2) turned by (start + t) * theta^(-2i/D), or back; positions stay below max",
     infer: |s| {
         s.count(1, 2)?;
         let x = s.float(0)?;
@@ -80,6 +81,7 @@ pub static ROPE: OpDef = OpDef {
         if s.number("theta")? <= 0.0 || s.int("max")? < 1 {
             return Err("theta and max must be positive".to_string());
         }
+        s.bool("inverse")?;
         check_start(s, 1, &x.shape[0])?;
         Ok(TensorType {
             shape: x.shape.clone(),
@@ -95,15 +97,32 @@ pub static ROPE: OpDef = OpDef {
             let angle = p * theta.powf(-2.0 * (i[rank - 1] % half) as f64 / d as f64);
             let mut other = i.to_vec();
             other[rank - 1] = (i[rank - 1] + half) % d;
-            let sign = if i[rank - 1] < half { -1.0 } else { 1.0 };
+            let sign = if (i[rank - 1] < half) != c.bool("inverse") { -1.0 } else { 1.0 };
             x.at(i) * angle.cos() + sign * x.at(&other) * angle.sin()
         })
     },
+    gradient: Some(|c| {
+        // A rotation's transpose turns back.
+        let operands: Vec<ValueId> = [c.dy].into_iter().chain(c.op.operands.get(1).copied()).collect();
+        let back = c.op.attrs.get("inverse") != Some(&Attr::Bool(true));
+        c.again(
+            &operands,
+            [("inverse", Attr::Bool(back)), ("dtype", Attr::Str("f32".into()))],
+        )
+    }),
     samples: || {
         let shared = || [("theta", Attr::Float(1e4)), ("max", Attr::Int(64))];
         vec![
             sample([t("2,3,5,8", DType::F32)], shared()),
             sample([t("B,2,T,6", DType::BF16), t("B", DType::I32)], shared()),
+            Sample {
+                operands: vec![t("B,2,T,6", DType::F32)],
+                attrs: attrs([
+                    ("theta", Attr::Float(1e4)),
+                    ("max", Attr::Int(64)),
+                    ("inverse", Attr::Bool(true)),
+                ]),
+            },
         ]
     },
 };
@@ -135,6 +154,15 @@ pub static SOFTMAX: OpDef = OpDef {
         }
         Tensor::new(c.shape, c.dtype, out)
     },
+    gradient: Some(|c| {
+        // y (dy - sum(dy y))
+        let y = c.y();
+        let axis = c.shape().len() as i64 - 1;
+        let product = c.f.mul(c.dy, y);
+        let delta = c.f.reduce_sum(product, axis);
+        let d = c.f.sub(c.dy, delta);
+        Ok(c.f.mul(y, d))
+    }),
     samples: || {
         vec![
             sample([t("2,7", DType::F32)], []),

@@ -161,6 +161,11 @@ impl Function {
         self.op("cache_write", &operands, [("ring", Attr::Bool(ring))])
     }
 
+    /// The state's new value; the old one is gone.
+    pub fn update(&mut self, state: ValueId, value: ValueId) -> ValueId {
+        self.op("update", &[state, value], [])
+    }
+
     pub fn cross_entropy(&mut self, logits: ValueId, targets: ValueId) -> ValueId {
         self.op("cross_entropy", &[logits, targets], [])
     }

@@ -3,7 +3,12 @@
 use super::*;
 
 /// An op of two operands of one float type.
-const fn binary(name: &'static str, about: &'static str, eval: fn(&Call) -> Tensor) -> OpDef {
+const fn binary(
+    name: &'static str,
+    about: &'static str,
+    eval: fn(&Call) -> Tensor,
+    gradient: Option<Gradient>,
+) -> OpDef {
     OpDef {
         name,
         usage: "a, b of one float type",
@@ -21,6 +26,7 @@ const fn binary(name: &'static str, about: &'static str, eval: fn(&Call) -> Tens
             })
         },
         eval,
+        gradient,
         samples: || {
             vec![
                 sample([t("2,3", DType::F32), t("2,3", DType::F32)], []),
@@ -35,14 +41,53 @@ fn pairwise(c: &Call, f: fn(f64, f64) -> f64) -> Tensor {
     c.from_fn(|i| f(c.operands[0].broadcast_at(i), c.operands[1].broadcast_at(i)))
 }
 
-pub static ADD: OpDef = binary("add", "a + b", |c| pairwise(c, |a, b| a + b));
-pub static SUB: OpDef = binary("sub", "a - b", |c| pairwise(c, |a, b| a - b));
-pub static MUL: OpDef = binary("mul", "a * b", |c| pairwise(c, |a, b| a * b));
-pub static DIV: OpDef = binary("div", "a / b", |c| pairwise(c, |a, b| a / b));
-pub static MAX: OpDef = binary("max", "the larger", |c| pairwise(c, f64::max));
+pub static ADD: OpDef = binary("add", "a + b", |c| pairwise(c, |a, b| a + b), Some(|c| Ok(c.summed(c.dy))));
+pub static SUB: OpDef = binary(
+    "sub",
+    "a - b",
+    |c| pairwise(c, |a, b| a - b),
+    Some(|c| {
+        let dy = c.summed(c.dy);
+        Ok(if c.at == 0 { dy } else { c.f.unary("neg", dy) })
+    }),
+);
+pub static MUL: OpDef = binary(
+    "mul",
+    "a * b",
+    |c| pairwise(c, |a, b| a * b),
+    Some(|c| {
+        let other = c.x(1 - c.at);
+        let d = c.f.mul(c.dy, other);
+        Ok(c.summed(d))
+    }),
+);
+pub static DIV: OpDef = binary(
+    "div",
+    "a / b",
+    |c| pairwise(c, |a, b| a / b),
+    Some(|c| {
+        let b = c.x(1);
+        let by = c.f.div(c.dy, b);
+        if c.at == 0 {
+            return Ok(c.summed(by));
+        }
+        // d(a / b) / db = -(a / b) / b
+        let y = c.y();
+        let d = c.f.mul(by, y);
+        let d = c.f.unary("neg", d);
+        Ok(c.summed(d))
+    }),
+);
+/// No gradient: only `fuse` writes it.
+pub static MAX: OpDef = binary("max", "the larger", |c| pairwise(c, f64::max), None);
 
 /// An op of one float operand.
-const fn unary(name: &'static str, about: &'static str, eval: fn(&Call) -> Tensor) -> OpDef {
+const fn unary(
+    name: &'static str,
+    about: &'static str,
+    eval: fn(&Call) -> Tensor,
+    gradient: Option<Gradient>,
+) -> OpDef {
     OpDef {
         name,
         usage: "x",
@@ -53,6 +98,7 @@ const fn unary(name: &'static str, about: &'static str, eval: fn(&Call) -> Tenso
             s.float(0).cloned()
         },
         eval,
+        gradient,
         samples: || {
             vec![
                 sample([t("3,19", DType::F32)], []),
@@ -70,12 +116,71 @@ fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
-pub static NEG: OpDef = unary("neg", "-x", |c| each(c, |x| -x));
-pub static EXP: OpDef = unary("exp", "e^x", |c| each(c, f64::exp));
-pub static LOG: OpDef = unary("log", "the natural logarithm", |c| each(c, f64::ln));
-pub static RSQRT: OpDef = unary("rsqrt", "1 / sqrt(x)", |c| each(c, |x| 1.0 / x.sqrt()));
-pub static SIGMOID: OpDef = unary("sigmoid", "1 / (1 + e^-x)", |c| each(c, sigmoid));
-pub static SILU: OpDef = unary("silu", "x * sigmoid(x)", |c| each(c, |x| x * sigmoid(x)));
+pub static NEG: OpDef = unary("neg", "-x", |c| each(c, |x| -x), Some(|c| Ok(c.f.unary("neg", c.dy))));
+pub static EXP: OpDef = unary(
+    "exp",
+    "e^x",
+    |c| each(c, f64::exp),
+    Some(|c| {
+        let x = c.x(0);
+        let y = c.f.unary("exp", x);
+        Ok(c.f.mul(c.dy, y))
+    }),
+);
+pub static LOG: OpDef = unary(
+    "log",
+    "the natural logarithm",
+    |c| each(c, f64::ln),
+    Some(|c| {
+        let x = c.x(0);
+        Ok(c.f.div(c.dy, x))
+    }),
+);
+pub static RSQRT: OpDef = unary(
+    "rsqrt",
+    "1 / sqrt(x)",
+    |c| each(c, |x| 1.0 / x.sqrt()),
+    Some(|c| {
+        // -1/2 x^(-3/2)
+        let x = c.x(0);
+        let y = c.f.unary("rsqrt", x);
+        let half = c.scalar(-0.5);
+        let d = c.f.mul(c.dy, half);
+        let d = c.f.mul(d, y);
+        let d = c.f.mul(d, y);
+        Ok(c.f.mul(d, y))
+    }),
+);
+pub static SIGMOID: OpDef = unary(
+    "sigmoid",
+    "1 / (1 + e^-x)",
+    |c| each(c, sigmoid),
+    Some(|c| {
+        // s (1 - s)
+        let x = c.x(0);
+        let s = c.f.unary("sigmoid", x);
+        let one = c.scalar(1.0);
+        let rest = c.f.sub(one, s);
+        let d = c.f.mul(c.dy, s);
+        Ok(c.f.mul(d, rest))
+    }),
+);
+pub static SILU: OpDef = unary(
+    "silu",
+    "x * sigmoid(x)",
+    |c| each(c, |x| x * sigmoid(x)),
+    Some(|c| {
+        // s (1 + x (1 - s))
+        let x = c.x(0);
+        let s = c.f.unary("sigmoid", x);
+        let one = c.scalar(1.0);
+        let rest = c.f.sub(one, s);
+        let d = c.f.mul(x, rest);
+        let d = c.f.add(d, one);
+        let d = c.f.mul(d, s);
+        Ok(c.f.mul(c.dy, d))
+    }),
+);
 
 pub static CAST: OpDef = OpDef {
     name: "cast",
@@ -91,6 +196,7 @@ pub static CAST: OpDef = OpDef {
         })
     },
     eval: |c| each(c, |x| x),
+    gradient: Some(|c| Ok(c.dy)),
     samples: || {
         vec![
             sample([t("3,5", DType::F32)], [("dtype", Attr::Str("bf16".into()))]),
@@ -123,6 +229,14 @@ pub static WHERE: OpDef = OpDef {
             }
         })
     },
+    gradient: Some(|c| {
+        let (cond, zero) = (c.op.operands[0], c.scalar(0.0));
+        let d = match c.at {
+            1 => c.f.select(cond, c.dy, zero),
+            _ => c.f.select(cond, zero, c.dy),
+        };
+        Ok(c.summed(d))
+    }),
     samples: || {
         vec![
             sample([t("3,4", DType::I1), t("2,3,4", DType::F32), t("", DType::F32)], []),

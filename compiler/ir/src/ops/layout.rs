@@ -1,5 +1,6 @@
 //! Ops that move or rename elements and compute nothing: `reshape`, `transpose`, `slice`, `concat`.
 
+use super::gradient::f32s;
 use super::*;
 
 pub static RESHAPE: OpDef = OpDef {
@@ -16,6 +17,7 @@ pub static RESHAPE: OpDef = OpDef {
         Ok(ty)
     },
     eval: |c| Tensor::new(c.shape, c.dtype, c.operands[0].data.clone()),
+    gradient: Some(|c| Ok(c.f.reshape(c.dy, f32s(c.shape())))),
     samples: || {
         vec![
             sample([t("2,6", DType::F32)], [("type", Attr::Type(t("3,4", DType::F32)))]),
@@ -56,6 +58,14 @@ pub static TRANSPOSE: OpDef = OpDef {
             c.operands[0].at(&index)
         })
     },
+    gradient: Some(|c| {
+        let Some(Attr::Ints(perm)) = c.op.attrs.get("perm") else {
+            return Err("perm is missing".to_string());
+        };
+        let place = |axis: i64| perm.iter().position(|p| *p == axis).unwrap_or(0) as i64;
+        let back: Vec<i64> = (0..perm.len() as i64).map(place).collect();
+        Ok(c.f.transpose(c.dy, &back))
+    }),
     samples: || {
         vec![
             sample([t("2,3", DType::F32)], [("perm", Attr::Ints(vec![1, 0]))]),
@@ -95,6 +105,32 @@ pub static SLICE: OpDef = OpDef {
             c.operands[0].at(&index)
         })
     },
+    gradient: Some(|c| {
+        // Zeros before and behind.
+        let (axis, begin) = match (c.op.attrs.get("axis"), c.op.attrs.get("begin")) {
+            (Some(Attr::Int(axis)), Some(Attr::Int(begin))) => (*axis as usize, *begin),
+            _ => return Err("axis or begin is missing".to_string()),
+        };
+        let (whole, part) = (c.shape(), c.f.ty(c.dy).shape.clone());
+        if whole == part {
+            return Ok(c.dy);
+        }
+        let (Some(n), Some(taken)) = (whole[axis].size().as_const(), part[axis].size().as_const()) else {
+            return Err("the gradient of a slice wants a known axis".to_string());
+        };
+        let mut parts = vec![];
+        for (count, last) in [(begin, false), (n - begin - taken, true)] {
+            if last {
+                parts.push(c.dy);
+            }
+            if count > 0 {
+                let mut shape = whole.clone();
+                shape[axis] = Dim::Const(count);
+                parts.push(c.zeros(shape));
+            }
+        }
+        Ok(c.f.concat(&parts, axis as i64))
+    }),
     samples: || {
         vec![
             sample(
@@ -153,6 +189,14 @@ pub static CONCAT: OpDef = OpDef {
             c.operands[part].at(&index)
         })
     },
+    gradient: Some(|c| {
+        let Some(Attr::Int(axis)) = c.op.attrs.get("axis") else {
+            return Err("axis is missing".to_string());
+        };
+        let extent = |v: &ValueId| c.f.ty(*v).shape[*axis as usize].size().coef;
+        let begin: i64 = c.op.operands[..c.at].iter().map(extent).sum();
+        Ok(c.f.slice(c.dy, *axis, begin, f32s(c.shape())))
+    }),
     samples: || {
         vec![
             sample([t("2,3", DType::F32), t("2,5", DType::F32)], [("axis", Attr::Int(1))]),

@@ -1,4 +1,4 @@
-//! `cross_entropy`: the negative log-likelihood of each target.
+//! `cross_entropy`: the negative log-likelihood of each target; and what its gradient is made of, `one_hot` and `is_target`.
 
 use super::*;
 
@@ -38,10 +38,66 @@ pub static CROSS_ENTROPY: OpDef = OpDef {
             });
         Tensor::new(c.shape, c.dtype, nll.collect())
     },
+    gradient: Some(|c| {
+        // softmax(logits) - one_hot(target), nothing where there is no target.
+        let (shape, targets) = (c.shape(), c.op.operands[1]);
+        let column: Vec<Dim> = shape[..2].iter().cloned().chain([Dim::Const(1)]).collect();
+        let dy = c.f.reshape(c.dy, gradient::f32s(column));
+        let seen = c.f.try_op("is_target", &[targets], Attrs::new())?;
+        let dy = c.f.mul(dy, seen);
+        let p = c.f.softmax(c.op.operands[0], DType::F32);
+        let ty = Attr::Type(gradient::f32s(shape));
+        let wanted = c.f.try_op("one_hot", &[targets], attrs([("type", ty)]))?;
+        let d = c.f.sub(p, wanted);
+        Ok(c.f.mul(d, dy))
+    }),
     samples: || {
         vec![
             sample([t("2,3,11", DType::F32), t("2,3", DType::I32)], []),
             sample([t("B,T,40", DType::F32), t("B,T", DType::I32)], []),
         ]
     },
+};
+
+pub static ONE_HOT: OpDef = OpDef {
+    name: "one_hot",
+    usage: "targets [B, T] i32; type: Type f32 [B, T, V]",
+    attrs: &["type"],
+    about: "1 at column targets[b, t], else 0; all 0 where the target is negative",
+    infer: |s| {
+        s.count(1, 1)?;
+        let (targets, ty) = (s.rank(0, 2)?, s.ty()?);
+        s.is(0, DType::I32)?;
+        if ty.rank() != 3 || ty.shape[..2] != targets.shape[..] || ty.dtype != DType::F32 {
+            return Err(format!("{targets} as {ty}"));
+        }
+        Ok(ty)
+    },
+    eval: |c| c.from_fn(|i| f64::from(c.operands[0].at(&i[..2]) == i[2] as f64)),
+    gradient: None,
+    samples: || {
+        let ty = |dims| [("type", Attr::Type(t(dims, DType::F32)))];
+        vec![
+            sample([t("2,3", DType::I32)], ty("2,3,7")),
+            sample([t("B,T", DType::I32)], ty("B,T,40")),
+        ]
+    },
+};
+
+pub static IS_TARGET: OpDef = OpDef {
+    name: "is_target",
+    usage: "targets [B, T] i32",
+    attrs: &[],
+    about: "[B, T, 1] f32: 1 where the target counts, 0 where it is negative",
+    infer: |s| {
+        s.count(1, 1)?;
+        let mut ty = s.rank(0, 2)?.clone();
+        s.is(0, DType::I32)?;
+        ty.shape.push(Dim::Const(1));
+        ty.dtype = DType::F32;
+        Ok(ty)
+    },
+    eval: |c| c.from_fn(|i| f64::from(c.operands[0].at(&i[..2]) >= 0.0)),
+    gradient: None,
+    samples: || vec![sample([t("2,3", DType::I32)], []), sample([t("B,T", DType::I32)], [])],
 };

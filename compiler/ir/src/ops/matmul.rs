@@ -1,6 +1,7 @@
 //! `matmul`: the product over the last axis of a, batched and broadcast, accumulated in f32.
 
 use super::*;
+use crate::graph::Function;
 
 pub static MATMUL: OpDef = OpDef {
     name: "matmul",
@@ -54,6 +55,30 @@ pub static MATMUL: OpDef = OpDef {
                 .sum()
         })
     },
+    gradient: Some(|c| {
+        // y = a b:  da = dy b^T,  db = a^T dy.  What is multiplied is rounded to the other factor's type; sums are f32.
+        let (a, b) = (c.op.operands[0], c.op.operands[1]);
+        let transposed = c.op.attrs.get("transpose_b") == Some(&Attr::Bool(true));
+        let (f, other) = (&mut *c.f, if c.at == 0 { b } else { a });
+        let dy = f.cast(c.dy, f.ty(other).dtype);
+        let turned = |f: &mut Function, v: ValueId| {
+            let rank = f.ty(v).rank() as i64;
+            let perm: Vec<i64> = (0..rank - 2).chain([rank - 1, rank - 2]).collect();
+            f.transpose(v, &perm)
+        };
+        let d = match (c.at, transposed) {
+            (0, _) => f.matmul(dy, b, !transposed, DType::F32),
+            (_, true) => {
+                let dy = turned(f, dy);
+                f.matmul(dy, a, false, DType::F32)
+            }
+            _ => {
+                let a = turned(f, a);
+                f.matmul(a, dy, false, DType::F32)
+            }
+        };
+        Ok(c.summed(d))
+    }),
     samples: || {
         let yes = || ("transpose_b", Attr::Bool(true));
         vec![

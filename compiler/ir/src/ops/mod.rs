@@ -1,11 +1,13 @@
 //! What each op means: one file per op or close family, one table of them all. `build` makes them, `eval` runs them.
 //!
-//! An op's definition is its result type, its reference meaning (naive, independent of any lowering) and samples that tests walk.
+//! An op's definition is its result type, its reference meaning (naive, independent of any lowering), its gradient and samples that
+//! tests walk.
 
 mod attention;
 mod build;
 mod elementwise;
 mod embed;
+mod gradient;
 mod layout;
 mod loss;
 mod matmul;
@@ -15,7 +17,9 @@ mod source;
 mod state;
 mod sweep;
 
-use crate::graph::{Attr, Attrs};
+pub use gradient::Chain;
+
+use crate::graph::{Attr, Attrs, ValueId};
 use crate::tensor::Tensor;
 use crate::types::{DType, Dim, TensorType};
 
@@ -43,8 +47,13 @@ pub struct OpDef {
     pub about: &'static str,
     pub infer: fn(&Signature) -> Result<TensorType, String>,
     pub eval: fn(&Call) -> Tensor,
+    /// The loss by an operand, as more ops; `None`: nothing that is trained goes through this op.
+    pub gradient: Option<Gradient>,
     pub samples: fn() -> Vec<Sample>,
 }
+
+/// Continues the chain rule from an op's result to one of its float operands: f32, in the operand's shape.
+pub type Gradient = fn(&mut Chain) -> Result<ValueId, String>;
 
 /// Operand types and attributes that make a valid op, for the tests that walk all ops.
 pub struct Sample {
@@ -57,6 +66,7 @@ pub static OPS: &[&OpDef] = &[
     &source::CONSTANT,
     &embed::EMBED,
     &embed::TAKE_ROWS,
+    &embed::SCATTER_ROWS,
     &matmul::MATMUL,
     &elementwise::ADD,
     &elementwise::SUB,
@@ -86,7 +96,10 @@ pub static OPS: &[&OpDef] = &[
     &layout::SLICE,
     &layout::CONCAT,
     &state::CACHE_WRITE,
+    &state::UPDATE,
     &loss::CROSS_ENTROPY,
+    &loss::ONE_HOT,
+    &loss::IS_TARGET,
 ];
 
 pub fn op(name: &str) -> Option<&'static OpDef> {
@@ -97,11 +110,12 @@ pub fn op(name: &str) -> Option<&'static OpDef> {
 pub fn table_markdown() -> String {
     let mut text =
         String::from("# Ops of the dialect `loop`\n\nGenerated from `ir::ops::OPS`; a test keeps it true.\n\n");
-    text += "| op | operands and attributes | result |\n|---|---|---|\n";
+    text += "| op | operands and attributes | result | gradient |\n|---|---|---|---|\n";
     for o in OPS {
-        text += &format!("| `{}` | {} | {} |\n", o.name, o.usage, o.about);
+        let gradient = if o.gradient.is_some() { "yes" } else { "" };
+        text += &format!("| `{}` | {} | {} | {gradient} |\n", o.name, o.usage, o.about);
     }
-    text += "| `call` | the callee's inputs; callee: Str, layer: Int | the callee's returns; `{i}` in its weights and states is the layer |\n";
+    text += "| `call` | the callee's inputs; callee: Str, layer: Int | the callee's returns; `{i}` in its weights and states is the layer | yes |\n";
     text
 }
 

@@ -32,6 +32,30 @@ pub static RMS_NORM: OpDef = OpDef {
         }
         Tensor::new(c.shape, c.dtype, out)
     },
+    gradient: Some(|c| {
+        // y = x s w with s = (mean(x^2) + eps)^(-1/2):  dx = s (w dy - x s^2 mean(x w dy)),  dw = x s dy
+        let (x, w) = (c.x(0), c.x(1));
+        let eps = c.op.attrs.get("eps").cloned().unwrap_or(Attr::Float(0.0));
+        let s = c.f.try_op("rms_scale", &[c.op.operands[0]], attrs([("eps", eps)]))?;
+        if c.at == 1 {
+            let d = c.f.mul(c.dy, x);
+            let d = c.f.mul(d, s);
+            return Ok(c.summed(d));
+        }
+        let shape = c.shape();
+        let n = shape.last().and_then(|d| d.size().as_const());
+        let n = n.ok_or("the gradient wants a row of a known width")?;
+        let wdy = c.f.mul(c.dy, w);
+        let product = c.f.mul(wdy, x);
+        let dot = c.f.reduce_sum(product, shape.len() as i64 - 1);
+        let share = c.scalar(1.0 / n as f64);
+        let mean = c.f.mul(dot, share);
+        let squared = c.f.mul(s, s);
+        let mean = c.f.mul(mean, squared);
+        let along = c.f.mul(x, mean);
+        let d = c.f.sub(wdy, along);
+        Ok(c.f.mul(d, s))
+    }),
     samples: || {
         let eps = || ("eps", Attr::Float(1e-6));
         vec![
@@ -69,6 +93,7 @@ pub static RMS_SCALE: OpDef = OpDef {
         let scale = |row: &[f64]| 1.0 / (row.iter().map(|x| x * x).sum::<f64>() / n as f64 + eps).sqrt();
         Tensor::new(c.shape, c.dtype, x.data.chunks(n).map(scale).collect())
     },
+    gradient: None,
     samples: || {
         let eps = || ("eps", Attr::Float(1e-6));
         vec![
@@ -93,6 +118,7 @@ pub static SCALE_COLUMNS: OpDef = OpDef {
         Ok(w.clone())
     },
     eval: |c| c.from_fn(|i| c.operands[0].at(i) * c.operands[1].data[i[1]]),
+    gradient: None,
     samples: || {
         vec![
             sample([t("3,16", DType::F32), t("16", DType::F32)], []),

@@ -2,7 +2,12 @@
 
 use super::*;
 
-const fn reduction(name: &'static str, about: &'static str, eval: fn(&Call) -> Tensor) -> OpDef {
+const fn reduction(
+    name: &'static str,
+    about: &'static str,
+    eval: fn(&Call) -> Tensor,
+    gradient: Option<Gradient>,
+) -> OpDef {
     OpDef {
         name,
         usage: "x; axis: Int",
@@ -15,6 +20,7 @@ const fn reduction(name: &'static str, about: &'static str, eval: fn(&Call) -> T
             Ok(ty)
         },
         eval,
+        gradient,
         samples: || {
             let axis = |a| [("axis", Attr::Int(a))];
             vec![
@@ -37,9 +43,16 @@ fn fold(c: &Call, start: f64, f: fn(f64, f64) -> f64) -> Tensor {
     })
 }
 
-pub static REDUCE_SUM: OpDef = reduction("reduce_sum", "the sum along the axis, which becomes 1", |c| {
-    fold(c, 0.0, |a, b| a + b)
-});
-pub static REDUCE_MAX: OpDef = reduction("reduce_max", "the largest along the axis, which becomes 1", |c| {
-    fold(c, f64::NEG_INFINITY, f64::max)
-});
+pub static REDUCE_SUM: OpDef = reduction(
+    "reduce_sum",
+    "the sum along the axis, which becomes 1",
+    |c| fold(c, 0.0, |a, b| a + b),
+    Some(|c| Ok(c.expanded(c.dy))),
+);
+/// No gradient: only `fuse` writes it.
+pub static REDUCE_MAX: OpDef = reduction(
+    "reduce_max",
+    "the largest along the axis, which becomes 1",
+    |c| fold(c, f64::NEG_INFINITY, f64::max),
+    None,
+);

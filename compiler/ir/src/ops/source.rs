@@ -13,6 +13,7 @@ pub static CONSTANT: OpDef = OpDef {
         s.ty()
     },
     eval: |c| c.from_fn(|_| c.number("value")),
+    gradient: None,
     samples: || {
         [t("", DType::F32), t("2,3", DType::BF16), t("B,3", DType::F32)]
             .map(|ty| sample([], [("type", Attr::Type(ty)), ("value", Attr::Float(0.1))]))

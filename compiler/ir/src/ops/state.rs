@@ -1,4 +1,4 @@
-//! `cache_write`: rows of a KV cache replaced, whole or as a ring.
+//! `cache_write`: rows of a KV cache replaced, whole or as a ring. `update`: a state replaced, as an optimizer does.
 
 use super::*;
 
@@ -41,6 +41,7 @@ pub static CACHE_WRITE: OpDef = OpDef {
         }
         out
     },
+    gradient: None,
     samples: || {
         let pair = || [t("B,2,C,4", DType::F32), t("B,2,T,4", DType::F32)];
         vec![
@@ -54,6 +55,29 @@ pub static CACHE_WRITE: OpDef = OpDef {
                 [t("B,1,3,5", DType::BF16), t("B,1,1,5", DType::BF16), t("B", DType::I32)],
                 [("ring", Attr::Bool(true))],
             ),
+        ]
+    },
+};
+
+pub static UPDATE: OpDef = OpDef {
+    name: "update",
+    usage: "state, value of its type",
+    attrs: &[],
+    about: "the state, which becomes the value",
+    infer: |s| {
+        s.count(2, 2)?;
+        let (state, value) = (s.operands[0], s.operands[1]);
+        if state != value {
+            return Err(format!("{value} into {state}"));
+        }
+        Ok(state.clone())
+    },
+    eval: |c| c.operands[1].clone(),
+    gradient: None,
+    samples: || {
+        vec![
+            sample([t("3,17", DType::F32), t("3,17", DType::F32)], []),
+            sample([t("5", DType::F32), t("5", DType::F32)], []),
         ]
     },
 };

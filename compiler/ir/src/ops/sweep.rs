@@ -125,6 +125,7 @@ pub static SWEEP: OpDef = OpDef {
         }
         out.rounded()
     },
+    gradient: None,
     samples: || {
         let near = |near| ("near", Attr::Int(near));
         let scale = ("scale", Attr::Float(0.5));
@@ -171,5 +172,6 @@ pub static MEAN: OpDef = OpDef {
         let mean = rows.flat_map(|r| (0..e).map(|d| if r[e + 1] > 0.0 { r[d] / r[e + 1] } else { 0.0 }));
         Tensor::new(c.shape, c.dtype, mean.collect()).rounded()
     },
+    gradient: None,
     samples: || vec![sample([t("B,2,T,10", DType::F32)], [])],
 };

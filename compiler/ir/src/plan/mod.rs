@@ -90,6 +90,9 @@ pub struct Kernel {
     pub args: Vec<Arg>,
     /// Sizes of the parallel dimensions, outermost first. `Expr::Index(d)` is the position in dimension d.
     pub outer: Vec<Size>,
+    /// So many of the last outer dimensions are not parallel but walked in order by one tile, which may go on from what it stored.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub ordered: usize,
     /// Size of the innermost dimension; `Expr::Index(outer.len())`.
     pub cols: Size,
     /// Present: `Expr::Acc` is its value at (outer.., col).
@@ -234,6 +237,10 @@ pub enum Rhs {
     },
 }
 
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
 impl Kernel {
     /// The tile grid: (size, block) pairs whose `ceil(size / block)` multiply to the number of tiles; the tile index is row-major
     /// over them. Without contraction a tile is a block of points of the flattened `outer` space; with one it is
@@ -241,7 +248,10 @@ impl Kernel {
     pub fn tiles(&self) -> Vec<(Size, i64)> {
         match (&self.contraction, &self.sweep) {
             (_, Some(sweep)) => sweep.tiles(&self.outer),
-            (None, None) => vec![(Size::product(&self.outer), self.map_rows())],
+            (None, None) => {
+                let parallel = &self.outer[..self.outer.len() - self.ordered];
+                vec![(Size::product(parallel), self.map_rows())]
+            }
             (Some(c), None) => {
                 let (batch, rows) = self.outer.split_at(c.batch);
                 let mut tiles = vec![(Size::product(batch), 1), (Size::product(rows), MATMUL_ROWS)];
@@ -261,6 +271,7 @@ impl Kernel {
     /// Points of `outer` in one tile of a kernel without contraction: short rows go together.
     pub fn map_rows(&self) -> i64 {
         match self.cols.as_const() {
+            _ if self.ordered > 0 => 1,
             Some(n) => (4096 / n.max(1)).clamp(1, 64),
             None => 1,
         }

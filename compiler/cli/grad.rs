@@ -1,0 +1,69 @@
+//! `loopc grad`: the loss of token sequences and its gradients, as a safetensors file.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use compiler::cpu::Target;
+use ir::DType;
+use model::trainable::Trainable;
+use runtime::engine::{Engine, Options};
+
+use crate::options::{self, Common, Tokens};
+use crate::session::{Request, Source};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// A Hugging Face folder
+    model: PathBuf,
+    /// Token ids; given several times: a batch of equal lengths
+    #[arg(long, required = true, value_name = "1,2,3", value_parser = options::tokens)]
+    tokens: Vec<Tokens>,
+    /// Whose gradients: gates, gates+norms, all, or a regular expression over tensor names
+    #[arg(long, default_value = "all")]
+    trainable: Trainable,
+    /// Where to write `loss` [] (mean next-token cross entropy) and `grad.NAME` for every trainable tensor, f32
+    #[arg(short, long)]
+    output: PathBuf,
+    #[command(flatten)]
+    common: Common,
+}
+
+impl Args {
+    pub fn run(self) -> anyhow::Result<()> {
+        let rows = options::batch(&self.tokens)?;
+        let source = Source::open(&self.model)?;
+        let request = Request {
+            entries: vec!["gradients".to_string()],
+            targets: vec![Target::native()?],
+            dtype: self.common.dtype.map_or(DType::F32, |t| t.dtype()),
+            max_context: self.common.max_context,
+            program: self.common.program(),
+            emit: vec![],
+        };
+        let wanted = |name: &str| self.trainable.includes(name);
+        let module = model::graph::gradients(&source.config, &source.graph_options(&request), &wanted)?;
+        let artefact = source.compile_module(module, &request)?;
+        let threads = self.common.threads();
+        let engine = Engine::load(&artefact, &source.checkpoint, Options { threads })?;
+        let max_context = artefact.header.max_context as usize;
+        let found = model::gradients::gradients(&engine, &source.config, max_context, &rows)?;
+
+        let bytes = |x: &[f32]| x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+        let mut tensors = vec![("loss".to_string(), vec![], bytes(&[found.loss]))];
+        for (name, grad) in &found.tensors {
+            let shape = grad.shape.iter().map(|n| *n as usize).collect();
+            tensors.push((format!("grad.{name}"), shape, bytes(&grad.data)));
+        }
+        let views: Vec<_> = tensors.iter().map(|(name, shape, data)| (name.as_str(), shape, data)).collect();
+        runtime::weights::write_safetensors(&self.output, &views)
+            .with_context(|| format!("cannot write {}", self.output.display()))?;
+        if self.common.json {
+            let report = serde_json::json!({ "output": self.output, "loss": found.loss, "tensors": found.tensors.len() });
+            println!("{report}");
+        } else {
+            let output = self.output.display();
+            println!("{output}: loss {:.6}, gradients of {} tensors", found.loss, found.tensors.len());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,191 @@
+//! Every op's gradient against central differences in exact arithmetic, and what the walk over functions must do: through calls,
+//! shared weights, and nothing for what is frozen.
+
+use std::collections::BTreeMap;
+
+use ir::eval::{self, Context};
+use ir::gradient::{GradientError, gradient};
+use ir::ops::OPS;
+use ir::tensor::Tensor;
+use ir::testing::{Case, ENTRY, sample_case};
+use ir::{DType, Dim, Function, Module, Param, TensorType};
+
+/// `y` of the case weighed by `r` and summed, its float inputs as weights.
+fn with_loss(mut case: Case) -> Case {
+    let f = &mut case.module.functions[0];
+    for (v, p) in f.params.clone() {
+        if let (Param::Input(name), true) = (&p, f.ty(v).dtype.is_float()) {
+            let at = f.params.iter().position(|q| q.0 == v).unwrap();
+            f.params[at].1 = Param::Weight(name.clone());
+            let x = case.inputs.remove(name).unwrap();
+            case.weights.insert(name.clone(), x);
+        }
+    }
+    let y = f.returns.remove(0).1;
+    let y = f.cast(y, DType::F32);
+    let ty = f.ty(y).clone();
+    let shape: Vec<usize> = ty.resolve(&case.sizes).unwrap().iter().map(|n| *n as usize).collect();
+    let mut n = 0;
+    let weigh = Tensor::from_fn(&shape, DType::F32, |_| {
+        n += 1;
+        f64::from(n * 37 % 11) / 5.0 - 1.0
+    });
+    let r = f.param("r", ty.clone(), Param::Input("r".to_string()));
+    case.inputs.insert("r".to_string(), weigh);
+    let mut sum = f.mul(y, r);
+    for axis in 0..ty.rank() {
+        sum = f.reduce_sum(sum, axis as i64);
+    }
+    f.returns("loss", sum);
+    case
+}
+
+fn run(module: &Module, entry: &str, case: &Case) -> BTreeMap<String, Tensor> {
+    let weights = |name: &str| case.weights.get(name).cloned();
+    let context = Context {
+        module,
+        sizes: &case.sizes,
+        weights: &weights,
+        exact: true,
+    };
+    eval::run(&context, entry, &case.inputs, &mut case.states.clone()).unwrap_or_else(|e| panic!("{e}\n{module}"))
+}
+
+/// Compares the gradient of `loss` by every weight with differences.
+fn check(case: &Case, what: &str) {
+    let module = gradient(&case.module, ENTRY, "loss", &|_| true, "gradients").unwrap_or_else(|e| panic!("{what}: {e}"));
+    assert_eq!(ir::verify::verify(&module), [], "{what}\n{module}");
+    let found = run(&module, "gradients", case);
+    for (name, x) in &case.weights {
+        let grad = &found[&format!("grad.{name}")];
+        assert_eq!(grad.shape, x.shape, "{what}: {name}");
+        for i in 0..x.data.len() {
+            let mut moved = case.clone();
+            let mut at = |by: f64| {
+                moved.weights.get_mut(name).unwrap().data[i] = x.data[i] + by;
+                run(&case.module, ENTRY, &moved)["loss"].data[0]
+            };
+            let step = 1e-4;
+            let wanted = (at(step) - at(-step)) / (2.0 * step);
+            let (d, scale) = (grad.data[i], grad.data.iter().fold(1.0, |m: f64, x| m.max(x.abs())));
+            assert!(
+                (d - wanted).abs() <= 1e-5 * scale,
+                "{what}: grad.{name}[{i}] is {d}, differences say {wanted}\n{module}"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_op_against_differences() {
+    let mut seen = 0;
+    for def in OPS.iter().filter(|def| def.gradient.is_some()) {
+        for (i, sample) in (def.samples)().iter().enumerate() {
+            if (def.name, i) == ("slice", 1) {
+                // Of a cache, whose rows are no constant: nothing that is trained reads one.
+                continue;
+            }
+            for seed in 0..2 {
+                let case = with_loss(sample_case(def, sample, seed).unwrap());
+                check(&case, &format!("{} sample {i} seed {seed}", def.name));
+            }
+        }
+        seen += 1;
+    }
+    assert!(seen >= 20, "{seen} ops have gradients");
+}
+
+fn weight(f: &mut Function, name: &str, shape: &[i64]) -> ir::ValueId {
+    f.param(
+        &name.replace(['.', '{', '}'], "_"),
+        TensorType::new(shape.to_vec(), DType::F32),
+        Param::Weight(name.to_string()),
+    )
+}
+
+/// x -> silu(x W_i^T) + x, three calls: layers 0, 1 and 0 again, with a head that is used twice.
+fn looped() -> Case {
+    let rows = || TensorType::new([Dim::Const(2), Dim::Const(3)], DType::F32);
+    let mut layer = Function::new("layer");
+    let x = layer.param("x", rows(), Param::Input("x".to_string()));
+    let w = weight(&mut layer, "layers.{i}.w", &[3, 3]);
+    let y = layer.matmul(x, w, true, DType::F32);
+    let y = layer.unary("silu", y);
+    let y = layer.add(x, y);
+    layer.returns("x", y);
+    let mut f = Function::new(ENTRY);
+    let head = weight(&mut f, "head", &[2, 3]);
+    let x = f.param("x", rows(), Param::Input("x".to_string()));
+    let mut h = f.mul(x, head);
+    for i in [0, 1, 0] {
+        h = f.call(&layer, i, &[h])[0];
+    }
+    let mut sum = f.mul(h, head);
+    for axis in [0, 1] {
+        sum = f.reduce_sum(sum, axis);
+    }
+    f.returns("loss", sum);
+    let numbers = |shape: &[usize], by: i64| {
+        let mut n = by;
+        Tensor::from_fn(shape, DType::F32, |_| {
+            n = n * 31 % 101;
+            n as f64 / 50.0 - 1.0
+        })
+    };
+    let weights = [("head", 7, [2, 3]), ("layers.0.w", 11, [3, 3]), ("layers.1.w", 13, [3, 3])];
+    Case {
+        module: Module {
+            functions: vec![layer, f],
+        },
+        sizes: BTreeMap::new(),
+        inputs: BTreeMap::from([("x".to_string(), numbers(&[2, 3], 5))]),
+        weights: weights.map(|(n, by, shape)| (n.to_string(), numbers(&shape, by))).into(),
+        states: BTreeMap::new(),
+    }
+}
+
+#[test]
+fn through_calls_and_shared_weights() {
+    check(&looped(), "looped");
+}
+
+#[test]
+fn frozen_weights_cost_nothing() {
+    let case = looped();
+    // Layer 1 alone: the first call of layer 0 needs no backward, the second passes on its input's gradient and none of its weight.
+    let module = gradient(&case.module, ENTRY, "loss", &|n| n == "layers.1.w", "gradients").unwrap();
+    let entry = module.function("gradients").unwrap();
+    let returned: Vec<&str> = entry.returns.iter().map(|r| r.0.as_str()).collect();
+    assert_eq!(returned, ["loss", "grad.layers.1.w"]);
+    let calls = entry.ops.iter().filter(|op| op.name == "call").count();
+    assert_eq!(calls, 3 + 2, "{module}");
+    let twins: Vec<Vec<&str>> = module
+        .functions
+        .iter()
+        .filter(|f| f.name.contains("_backward"))
+        .map(|f| f.returns.iter().map(|r| r.0.as_str()).collect())
+        .collect();
+    assert_eq!(twins, [vec!["d.x"], vec!["grad.layers.{i}.w"]]);
+    let (all, one) = (gradient(&case.module, ENTRY, "loss", &|_| true, "gradients").unwrap(), module);
+    let (all, one) = (run(&all, "gradients", &case), run(&one, "gradients", &case));
+    assert_eq!(all["grad.layers.1.w"].data, one["grad.layers.1.w"].data);
+}
+
+#[test]
+fn what_has_no_gradient_is_told() {
+    let case = looped();
+    let error = |entry: &str, loss: &str, wanted: &dyn Fn(&str) -> bool| {
+        gradient(&case.module, entry, loss, wanted, "gradients").unwrap_err()
+    };
+    assert_eq!(error("no", "loss", &|_| true), GradientError::NoFunction("no".to_string()));
+    assert!(matches!(error(ENTRY, "no", &|_| true), GradientError::NoLoss { .. }));
+    assert!(matches!(error("layer", "x", &|_| true), GradientError::NoLoss { .. }));
+    assert_eq!(error(ENTRY, "loss", &|n| n == "other"), GradientError::Nothing);
+    let mut case = looped();
+    let f = case.module.functions.last_mut().unwrap();
+    let loss = f.returns.remove(0).1;
+    let most = f.max(loss, loss);
+    f.returns("loss", most);
+    let error = gradient(&case.module, ENTRY, "loss", &|_| true, "gradients").unwrap_err();
+    assert!(error.to_string().contains("`max` has no gradient"), "{error}");
+}
