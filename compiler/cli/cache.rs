@@ -34,3 +34,11 @@ fn compiler_identity() -> String {
         .and_then(|m| Ok((m.len(), m.modified()?)));
     format!("{} {built:?}", env!("CARGO_PKG_VERSION"))
 }
+
+/// Writes a file of the cache, whole or not at all.
+pub fn put(path: &std::path::Path, bytes: &[u8]) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder())?;
+    let beside = path.with_extension(format!("{}.part", std::process::id()));
+    std::fs::write(&beside, bytes)?;
+    std::fs::rename(&beside, path)
+}

@@ -16,6 +16,8 @@ mod opt;
 mod options;
 mod retrofit;
 mod session;
+mod tokens;
+mod train;
 
 use clap::{Parser, Subcommand};
 
@@ -41,6 +43,8 @@ enum Command {
     Grad(grad::Args),
     /// Loss and perplexity on a text
     Eval(eval::Args),
+    /// Train a model, or its gates and norms alone
+    Train(Box<train::Args>),
     /// Make a loop checkpoint from a plain one
     Retrofit(retrofit::Args),
     /// Time prefill and decode, and where the time goes
@@ -61,6 +65,7 @@ fn main() -> std::process::ExitCode {
         Command::Logits(args) => args.run(),
         Command::Grad(args) => args.run(),
         Command::Eval(args) => args.run(),
+        Command::Train(args) => args.run(),
         Command::Retrofit(args) => args.run(),
         Command::Bench(args) => args.run(),
         Command::Doctor(args) => args.run(),

@@ -2,7 +2,7 @@
 
 use egg::{Analysis, DidMerge, EGraph, Id, Language};
 
-use super::term::{Domain, Index, Tables, Term};
+use super::term::{Indices, Domain, Index, Tables, Term};
 
 pub type Graph = EGraph<Term, Facts>;
 
@@ -15,7 +15,7 @@ pub struct Facts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Data {
     /// Indices the value depends on, as a bit set; the fewest that any of the class's terms has.
-    pub free: u64,
+    pub free: Indices,
     /// No element is -inf or NaN, whatever the (finite) leaves hold.
     pub finite: bool,
     /// The class is this index.
@@ -27,7 +27,7 @@ pub struct Data {
 }
 
 impl Facts {
-    fn domain_free(&self, d: Option<Domain>) -> u64 {
+    fn domain_free(&self, d: Option<Domain>) -> Indices {
         match d {
             Some(Domain::Cells { pair, .. }) => self.tables.pairs[pair as usize].free(),
             _ => 0,
@@ -35,8 +35,8 @@ impl Facts {
     }
 }
 
-fn bit(i: Option<Index>) -> u64 {
-    i.map_or(0, |i| 1 << i.0)
+fn bit(i: Option<Index>) -> Indices {
+    i.map_or(0, Index::bit)
 }
 
 impl Analysis<Term> for Facts {

@@ -9,7 +9,7 @@ use egg::{Id, Language};
 use ir::{Size, Sizes};
 
 use super::analysis::Graph;
-use super::term::{Domain, Index, Term};
+use super::term::{Indices, Domain, Index, Term};
 
 /// A machine, as far as choices depend on it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -66,7 +66,7 @@ pub struct Model<'g> {
     roots: Vec<Id>,
     sizes: Vec<f64>,
     /// Key indices of masks: reductions over them are attention's.
-    keys: u64,
+    keys: Indices,
 }
 
 impl<'g> Model<'g> {
@@ -81,7 +81,7 @@ impl<'g> Model<'g> {
             keys: tables
                 .pairs
                 .iter()
-                .fold(0, |s, p| s | 1u64.checked_shl(p.key.0).unwrap_or(0)),
+                .fold(0, |s, p| s | p.key.bit()),
         }
     }
 
@@ -121,12 +121,12 @@ impl<'g> Model<'g> {
         Some(order)
     }
 
-    fn free(&self, id: Id) -> u64 {
+    fn free(&self, id: Id) -> Indices {
         self.graph[id].data.free
     }
 
     /// How many points these indices have.
-    fn points(&self, free: u64) -> f64 {
+    fn points(&self, free: Indices) -> f64 {
         let sizes = self.sizes.iter().enumerate();
         sizes.filter(|(i, _)| free >> i & 1 == 1).map(|(_, n)| n).product()
     }
@@ -203,7 +203,7 @@ impl<'g> Model<'g> {
         let order = self.reach(choice)?;
         let chosen: HashSet<Id> = order.iter().copied().collect();
         let mut cost = Cost::default();
-        let mut kernels: BTreeSet<u64> = BTreeSet::new();
+        let mut kernels: BTreeSet<Indices> = BTreeSet::new();
         for &id in &order {
             let term = self.term(choice, id);
             let data = &self.graph[id].data;
@@ -220,7 +220,7 @@ impl<'g> Model<'g> {
                     let all = self.free(self.graph.find(*x));
                     let part = self.fraction(d);
                     cost.operations += self.loop_operations(choice, *x, j, part);
-                    cost.operations += self.points(all | 1 << j.0) * part;
+                    cost.operations += self.points(all | j.bit()) * part;
                     if streams {
                         // Scores are written and read again.
                         cost.bytes += 8.0 * self.points(all);
@@ -233,7 +233,7 @@ impl<'g> Model<'g> {
                     };
                     let part = self.fraction(d);
                     cost.operations += self.loop_operations(choice, *x, j, part);
-                    cost.operations += 8.0 * self.points(data.free | 1 << j.0) * part;
+                    cost.operations += 8.0 * self.points(data.free | j.bit()) * part;
                     kernels.insert(data.free);
                 }
                 Term::Extend([_, d]) => {
@@ -241,7 +241,7 @@ impl<'g> Model<'g> {
                     let (j, x) = self.head(choice, id)?;
                     let part = self.fraction(self.graph[*d].data.domain);
                     cost.operations += self.loop_operations(choice, x, j, part);
-                    cost.operations += 8.0 * self.points(data.free | 1 << j.0) * part;
+                    cost.operations += 8.0 * self.points(data.free | j.bit()) * part;
                     // A copy of the accumulator.
                     cost.operations += self.points(data.free);
                 }
@@ -252,7 +252,7 @@ impl<'g> Model<'g> {
                     };
                     let part = self.fraction(self.integral_domain(choice, &chosen, s, *f));
                     cost.operations += self.loop_operations(choice, *f, j, part);
-                    cost.operations += 2.0 * self.points(data.free | 1 << j.0) * part;
+                    cost.operations += 2.0 * self.points(data.free | j.bit()) * part;
                     cost.bytes += 2.0 * self.points(self.free(self.graph.find(*f)));
                 }
                 Term::Div([a, b]) if self.is_mean(choice, *a, *b) => {}

@@ -57,6 +57,19 @@ pub fn import(f: &Function) -> Import {
     Import { graph, roots, terms }
 }
 
+/// About how many indices the function's terms need.
+pub fn indices(f: &Function) -> usize {
+    let names = Names::new(f);
+    let mut classes = std::collections::HashSet::new();
+    for op in f.ops.iter().filter(|op| is_term(f, op)) {
+        for v in op.operands.iter().chain(&op.results) {
+            let real = |d: &usize| f.ty(*v).shape[*d].size().as_const() != Some(1);
+            classes.extend((0..f.ty(*v).rank()).filter(real).map(|d| names.find(*v, d)));
+        }
+    }
+    classes.len()
+}
+
 /// Where windows end, 0 first: every mask of a function has the same cells.
 fn edges(f: &Function) -> Vec<i64> {
     let windows = f.ops.iter().filter(|op| op.name == "mask").filter_map(window);

@@ -53,6 +53,8 @@ pub const FUSE_APART: Pass = Pass {
 /// No graph of ours comes near these; one that does is left with what was found by then.
 const NODE_LIMIT: usize = 20_000;
 const ROUNDS: usize = 40;
+/// Sets of indices are words, and some are added where a value is read at two.
+const MOST_INDICES: usize = term::Indices::BITS as usize - 32;
 
 /// A saturated e-graph of a function.
 pub struct Saturated {
@@ -111,6 +113,11 @@ impl Saturated {
 pub fn fuse(f: &mut Function, rules: &[Rule], machine: &Machine) -> Result<Vec<ValueId>, PassError> {
     // A function without a mask has no attention to find.
     if !f.ops.iter().any(|op| op.name == "mask") {
+        return Ok(vec![]);
+    }
+    let indices = import::indices(f);
+    if indices > MOST_INDICES {
+        log::warn!("@{}: {indices} indices are too many for the e-graph; it stays as it is", f.name);
         return Ok(vec![]);
     }
     let saturated = saturate(f, rules);

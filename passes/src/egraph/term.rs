@@ -49,6 +49,15 @@ define_language! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Index(pub u32);
 
+/// A set of indices.
+pub type Indices = u128;
+
+impl Index {
+    pub fn bit(self) -> Indices {
+        1 << self.0
+    }
+}
+
 /// A value of the graph under some indices, by its number in [`Tables::leaves`]: `t4`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Leaf(pub u32);
@@ -176,12 +185,12 @@ impl Pair {
         bits >> cell & 1 == 1
     }
 
-    pub fn free(&self) -> u64 {
+    pub fn free(&self) -> Indices {
         let start = self.start.and_then(|(_, i)| i);
         [self.row, Some(self.key), start]
             .into_iter()
             .flatten()
-            .fold(0, |s, i| s | 1 << i.0)
+            .fold(0, |s, i| s | i.bit())
     }
 }
 

@@ -49,7 +49,10 @@ impl Scheduler<'_> {
         };
         let value = self.expression(frame, &mut k, op, shape.len(), &mut names)?;
         let to = match op.name.as_str() {
-            "update" => self.view(frame, op.operands[0])?,
+            "update" => match self.view(frame, op.operands[0])? {
+                state if self.is_state(&state) => state,
+                _ => self.temporary(&ty),
+            },
             _ => self.placed(frame, root, &ty),
         };
         let mut strides = to.broadcast_strides(shape.len());

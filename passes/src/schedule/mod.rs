@@ -305,6 +305,10 @@ impl<'m> Scheduler<'m> {
         Ok(view)
     }
 
+    fn is_state(&self, view: &View) -> bool {
+        matches!(self.plan.buffers[view.buffer].kind, BufferKind::State(_))
+    }
+
     /// The same values, dense.
     fn copy(&mut self, view: &View) -> View {
         let to = self.temporary_of(view);

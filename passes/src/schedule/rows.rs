@@ -1,6 +1,6 @@
 //! Ops that are one kernel each: norms, softmax, rotary embedding, look-ups, cache writes, reductions, loss, concat.
 
-use ir::plan::{Binary, BufferKind, ExprId, Reduction, Unary};
+use ir::plan::{Binary, ExprId, Reduction, Unary};
 use ir::{DType, Op, Size, TensorType};
 
 use super::build::KernelBuilder;
@@ -184,7 +184,7 @@ impl Scheduler<'_> {
 
     fn cache_write(&mut self, op: &Op, operands: &[View]) -> Result<View, PassError> {
         // Only a state is written in place; anything else stays as it is for its other readers.
-        let in_place = matches!(self.plan.buffers[operands[0].buffer].kind, BufferKind::State(_));
+        let in_place = self.is_state(&operands[0]);
         let cache = if in_place {
             operands[0].clone()
         } else {

@@ -384,7 +384,10 @@ impl Check<'_> {
         }
         match expr {
             Expr::Load(a) => {
-                self.arg(a.arg, Some(false), &what);
+                // What a kernel writes it may read only where the same point writes: an update in place.
+                let in_place = |s: &Stage| matches!(s, Stage::Store { to, .. } if to == a);
+                let written = self.kernel.stages.iter().any(in_place);
+                self.arg(a.arg, Some(written), &what);
                 self.access(a, Some(id), &what);
             }
             Expr::Index(d) if *d > self.kernel.outer.len() => {

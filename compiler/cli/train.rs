@@ -1,0 +1,321 @@
+//! `loopc train`: a recipe's run, from text files to a checkpoint, with its metrics.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use compiler::cpu::Target;
+use indicatif::{ProgressBar, ProgressStyle};
+use ir::DType;
+use model::train::{Recipe, Trainer, checkpoint};
+use runtime::engine::{Engine, Options};
+use serde::{Deserialize, Serialize};
+
+use crate::options::Common;
+use crate::session::{Request, Source};
+use crate::tokens;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// The Hugging Face folder to start from
+    model: PathBuf,
+    /// Text files: .jsonl has an object per line, anything else is plain UTF-8
+    #[arg(long, required = true, num_args = 1..)]
+    data: Vec<PathBuf>,
+    /// Held-out text files
+    #[arg(long, num_args = 1..)]
+    validation: Vec<PathBuf>,
+    /// The run's folder: checkpoint/ (a Hugging Face folder), metrics.jsonl, loss.svg
+    #[arg(short, long)]
+    output: PathBuf,
+    /// What to do, as TOML; the options below replace its values
+    #[arg(long)]
+    recipe: Option<PathBuf>,
+    /// Go on from the run's checkpoint, bit for bit
+    #[arg(long)]
+    resume: bool,
+    /// gates, gates+norms, all, or a regular expression over tensor names
+    #[arg(long)]
+    trainable: Option<String>,
+    /// Tokens of a window
+    #[arg(long)]
+    context: Option<usize>,
+    /// Windows of a micro-batch
+    #[arg(long)]
+    batch: Option<usize>,
+    /// Micro-batches of a step
+    #[arg(long)]
+    accumulate: Option<usize>,
+    #[arg(long)]
+    steps: Option<u64>,
+    /// Learning rate of all groups that have none of their own
+    #[arg(long)]
+    rate: Option<f64>,
+    #[arg(long)]
+    seed: Option<u64>,
+    /// The string of a .jsonl line that is the text
+    #[arg(long, default_value = "text")]
+    field: String,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// A line of metrics.jsonl.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Line {
+    step: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    loss: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gradient_norm: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rate_part: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    validation: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tokens_per_second: Option<f64>,
+}
+
+/// A run's folder.
+struct Run<'a> {
+    folder: &'a Path,
+    source: &'a Source,
+    recipe: &'a Recipe,
+    lines: Vec<Line>,
+    metrics: fs::File,
+}
+
+impl Args {
+    fn recipe(&self) -> anyhow::Result<Recipe> {
+        let kept = self.output.join("checkpoint").join(checkpoint::RECIPE_FILE);
+        let mut recipe = match &self.recipe {
+            Some(path) => Recipe::from_file(path)?,
+            None if self.resume => Recipe::from_file(&kept)?,
+            None => Recipe::default(),
+        };
+        if let Some(trainable) = &self.trainable {
+            recipe.trainable = trainable.clone();
+        }
+        recipe.context = self.context.unwrap_or(recipe.context);
+        recipe.batch = self.batch.unwrap_or(recipe.batch);
+        recipe.accumulate = self.accumulate.unwrap_or(recipe.accumulate);
+        recipe.steps = self.steps.unwrap_or(recipe.steps);
+        recipe.rate = self.rate.unwrap_or(recipe.rate);
+        recipe.seed = self.seed.unwrap_or(recipe.seed);
+        Ok(recipe)
+    }
+
+    pub fn run(self) -> anyhow::Result<()> {
+        let recipe = self.recipe()?;
+        let trainable = recipe.check()?;
+        let place = self.output.join("checkpoint");
+        if place.exists() && !self.resume {
+            bail!("{} holds a run; go on with --resume, or choose another --output", self.output.display());
+        }
+        let source = Source::open(&self.model)?;
+        let end = source.config.eos.first().copied();
+        let of = |files: &[PathBuf]| tokens::of_files(files, &self.field, &source.folder, end);
+        let train = of(&self.data)?;
+        let mut held_out = of(&self.validation)?;
+        held_out.truncate(recipe.validate_tokens);
+        if !self.validation.is_empty() && held_out.len() <= recipe.context {
+            bail!("--validation: {} tokens are no window of {}", held_out.len(), recipe.context);
+        }
+
+        let mut entries = vec!["train_step".to_string(), "loss".to_string()];
+        entries.extend((recipe.accumulate > 1).then(|| "accumulate".to_string()));
+        let request = Request {
+            entries,
+            targets: vec![Target::native()?],
+            dtype: self.common.dtype.map_or(DType::F32, |t| t.dtype()),
+            max_context: recipe.context as i64,
+            program: self.common.program(),
+            emit: vec![],
+        };
+        let wanted = |name: &str| trainable.includes(name);
+        let options = source.graph_options(&request);
+        let module = model::graph::training::training(&source.config, &options, &wanted, recipe.accumulate > 1)?;
+        let artefact = source.compile_module(module, &request)?;
+        let threads = self.common.threads();
+        let engine = Engine::load(&artefact, &source.checkpoint, Options { threads })?;
+        let mut trainer = Trainer::new(&engine, recipe.clone(), train, source.config.vocab)?;
+        if self.resume {
+            trainer.step = checkpoint::resume(&mut trainer.state, &place)?;
+        } else {
+            checkpoint::begin(&mut trainer.state, &source.checkpoint)?;
+        }
+        let mut run = Run::open(&self.output, &source, &recipe, trainer.step)?;
+        let finished = run.train(&mut trainer, &held_out)?;
+        self.report(&run, &trainer, finished)
+    }
+
+    fn report(&self, run: &Run, trainer: &Trainer, finished: bool) -> anyhow::Result<()> {
+        let last = |of: &dyn Fn(&Line) -> Option<f64>| run.lines.iter().rev().find_map(of);
+        let (loss, validation) = (last(&|l| l.loss), last(&|l| l.validation));
+        let first = run.lines.iter().find_map(|l| l.validation);
+        let checkpoint = self.output.join("checkpoint");
+        if self.common.json {
+            let report = serde_json::json!({
+                "checkpoint": checkpoint, "step": trainer.step, "finished": finished, "loss": loss,
+                "validation_before": first, "validation": validation,
+            });
+            println!("{report}");
+            return Ok(());
+        }
+        let shown = |x: Option<f64>| x.map_or("-".to_string(), |x| format!("{x:.4}"));
+        println!(
+            "{}: step {} of {}, loss {}, validation {} (before: {})",
+            checkpoint.display(),
+            trainer.step,
+            run.recipe.steps,
+            shown(loss),
+            shown(validation),
+            shown(first),
+        );
+        if !finished {
+            println!("stopped; go on with --resume");
+        }
+        Ok(())
+    }
+}
+
+impl Run<'_> {
+    /// Metrics after the step that the run goes on from are dropped: those steps are taken again.
+    fn open<'a>(folder: &'a Path, source: &'a Source, recipe: &'a Recipe, step: u64) -> anyhow::Result<Run<'a>> {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let path = folder.join("metrics.jsonl");
+        let known = if step > 0 { fs::read_to_string(&path).unwrap_or_default() } else { String::new() };
+        let lines: Vec<Line> = known.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
+        let lines: Vec<Line> = lines.into_iter().filter(|l| l.step <= step).collect();
+        let mut metrics = fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        for line in &lines {
+            writeln!(metrics, "{}", serde_json::to_string(line)?)?;
+        }
+        Ok(Run {
+            folder,
+            source,
+            recipe,
+            lines,
+            metrics,
+        })
+    }
+
+    fn note(&mut self, line: Line) -> anyhow::Result<()> {
+        writeln!(self.metrics, "{}", serde_json::to_string(&line)?)?;
+        self.lines.push(line);
+        Ok(())
+    }
+
+    /// Until the recipe's last step or Ctrl-C; says whether it was the former.
+    fn train(&mut self, trainer: &mut Trainer, held_out: &[u32]) -> anyhow::Result<bool> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let asked = stop.clone();
+        // A second handler is refused: there is one run per process.
+        ctrlc::set_handler(move || asked.store(true, Ordering::Relaxed))?;
+        let bar = ProgressBar::new(self.recipe.steps);
+        bar.set_style(ProgressStyle::with_template(
+            "{bar:30} {pos}/{len}  {msg}  {eta} left",
+        )?);
+        bar.set_position(trainer.step);
+        bar.reset_eta();
+        if trainer.step == 0 {
+            self.validate(trainer, held_out)?;
+        }
+        let due = |every: u64, step: u64| every > 0 && step.is_multiple_of(every);
+        while trainer.step < self.recipe.steps && !stop.load(Ordering::Relaxed) {
+            let start = Instant::now();
+            let step = trainer.advance()?;
+            let rate = step.tokens as f64 / start.elapsed().as_secs_f64();
+            self.note(Line {
+                step: step.step,
+                loss: Some(step.loss),
+                gradient_norm: Some(step.norm),
+                rate_part: Some(step.part),
+                validation: None,
+                tokens_per_second: Some(rate),
+            })?;
+            bar.set_message(format!("loss {:.4}  {rate:.0} tokens/s", step.loss));
+            bar.set_position(step.step);
+            if due(self.recipe.validate_every, step.step) && step.step < self.recipe.steps {
+                self.validate(trainer, held_out)?;
+            }
+            if due(self.recipe.checkpoint_every, step.step) && step.step < self.recipe.steps {
+                self.save(trainer)?;
+            }
+        }
+        let finished = trainer.step >= self.recipe.steps;
+        if finished {
+            self.validate(trainer, held_out)?;
+        }
+        self.save(trainer)?;
+        bar.finish_and_clear();
+        Ok(finished)
+    }
+
+    fn validate(&mut self, trainer: &mut Trainer, held_out: &[u32]) -> anyhow::Result<()> {
+        if held_out.is_empty() {
+            return Ok(());
+        }
+        let loss = trainer.validate(held_out)?;
+        self.note(Line {
+            step: trainer.step,
+            loss: None,
+            gradient_norm: None,
+            rate_part: None,
+            validation: Some(loss),
+            tokens_per_second: None,
+        })
+    }
+
+    fn save(&mut self, trainer: &Trainer) -> anyhow::Result<()> {
+        self.metrics.sync_all()?;
+        let place = self.folder.join("checkpoint");
+        checkpoint::write(&place, &self.source.checkpoint, &trainer.state, self.recipe, trainer.step)?;
+        self.plot().context("loss.svg")
+    }
+
+    /// loss.svg: training loss by step, validation as dots.
+    fn plot(&self) -> anyhow::Result<()> {
+        use plotters::prelude::*;
+        let points = |of: &dyn Fn(&Line) -> Option<f64>| -> Vec<(f64, f64)> {
+            self.lines.iter().filter_map(|l| Some((l.step as f64, of(l)?))).collect()
+        };
+        let (loss, validation) = (points(&|l| l.loss), points(&|l| l.validation));
+        let both = || loss.iter().chain(&validation).map(|p| p.1);
+        let (low, high) = (both().fold(f64::INFINITY, f64::min), both().fold(f64::NEG_INFINITY, f64::max));
+        if low > high {
+            return Ok(());
+        }
+        let path = self.folder.join("loss.svg");
+        let beside = path.with_extension("svg.part");
+        {
+            let area = SVGBackend::new(&beside, (900, 450)).into_drawing_area();
+            area.fill(&WHITE)?;
+            let margin = 0.05 * (high - low).max(1e-3);
+            let mut chart = ChartBuilder::on(&area)
+                .margin(10)
+                .x_label_area_size(35)
+                .y_label_area_size(55)
+                .build_cartesian_2d(0.0..self.recipe.steps as f64, low - margin..high + margin)?;
+            chart.configure_mesh().x_desc("step").y_desc("loss, nats").draw()?;
+            let blue = RGBColor(90, 120, 190);
+            chart
+                .draw_series(LineSeries::new(loss, blue))?
+                .label("training")
+                .legend(move |(x, y)| Circle::new((x + 8, y), 3, blue.filled()));
+            let dots = validation.into_iter().map(|p| Circle::new(p, 4, RED.filled()));
+            chart
+                .draw_series(dots)?
+                .label("validation")
+                .legend(|(x, y)| Circle::new((x + 8, y), 4, RED.filled()));
+            chart.configure_series_labels().border_style(BLACK).background_style(WHITE).draw()?;
+            area.present()?;
+        }
+        fs::rename(&beside, path)?;
+        Ok(())
+    }
+}
