@@ -149,7 +149,11 @@ impl Args {
             checkpoint::begin(&mut trainer.state, &source.checkpoint)?;
         }
         let mut run = Run::open(&self.output, &source, &recipe, trainer.step)?;
+        engine.profile(self.common.verbose);
         let finished = run.train(&mut trainer, &held_out)?;
+        for (kernel, count, time) in engine.profile(false).into_iter().take(25) {
+            eprintln!("{:9.3} s  {count:6} x  {kernel}", time.as_secs_f64());
+        }
         self.report(&run, &trainer, finished)
     }
 

@@ -113,15 +113,24 @@ pub fn training(
 fn masters(f: &mut Function, trained: &dyn Fn(&str) -> bool) {
     let ops = std::mem::take(&mut f.ops);
     let mut renamed = vec![];
-    for at in 0..f.params.len() {
-        let (v, Param::Weight(name)) = f.params[at].clone() else { continue };
-        if !trained(&name) {
-            continue;
+    let mut known: Vec<(String, ValueId)> = vec![];
+    for (v, kind) in std::mem::take(&mut f.params) {
+        let name = match kind {
+            Param::Weight(name) if trained(&name) => name,
+            kind => {
+                f.params.push((v, kind));
+                continue;
+            }
+        };
+        let dtype = f.ty(v).dtype;
+        // A tied embedding is two parameters and one state.
+        let master = known.iter().find(|k| k.0 == name).map_or(v, |k| k.1);
+        if master == v {
+            f.params.push((v, Param::State(format!("{PARAM}{name}"))));
+            f.values[v.0 as usize].ty.dtype = DType::F32;
+            known.push((name, v));
         }
-        f.params[at].1 = Param::State(format!("{PARAM}{name}"));
-        let ty = f.ty(v).clone();
-        f.values[v.0 as usize].ty.dtype = DType::F32;
-        renamed.push((v, f.cast(v, ty.dtype)));
+        renamed.push((v, f.cast(master, dtype)));
     }
     for mut op in ops {
         for operand in &mut op.operands {
