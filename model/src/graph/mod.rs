@@ -103,6 +103,12 @@ pub struct Objective<'a> {
     pub rewrite: &'a dyn Fn(Module) -> Result<Module, String>,
 }
 
+impl Objective<'_> {
+    fn sizes(&self) -> ir::Sizes {
+        [("B", self.batch), ("T", self.context)].map(|(name, n)| (name.to_string(), n as i64)).into()
+    }
+}
+
 /// The module with the entry point `gradients(tokens, targets, weights)`: `loss` [1, 1] f32 = sum(nll * weights), and `grad.{tensor}`
 /// for the tensors that are wanted.
 ///
@@ -119,8 +125,7 @@ pub fn gradients(config: &Config, options: &Options, objective: &Objective) -> R
 
 /// Adds `gradients` to a module with `objective`.
 fn differentiate(module: Module, objective: &Objective, wanted: &dyn Fn(&str) -> bool) -> Result<Module, GraphError> {
-    let sizes = [("B", objective.batch), ("T", objective.context)].map(|(name, n)| (name.to_string(), n as i64));
-    let module = ir::bind::bind(module, &sizes.into());
+    let module = ir::bind::bind(module, &objective.sizes());
     let module = (objective.rewrite)(module).map_err(GraphError::Rewrite)?;
     let gradient = ir::gradient::gradient(&module, "objective", "loss", wanted, "gradients", objective.memory);
     Ok(gradient?)
@@ -138,6 +143,9 @@ fn loss_of_rows(c: &Config, o: &Options, objective: &Objective, layers: &[Functi
     let weights = input(&mut f, "weights", shape(), DType::F32);
     let x = hidden(&mut f, c, o, layers, tokens, None);
     let (n, head) = normed_and_head(&mut f, c, o, x);
+    // Blocks of rows want numbers.
+    let mut bound = ir::bind::bind(Module { functions: vec![f] }, &objective.sizes());
+    let mut f = bound.functions.remove(0);
     let rows = (objective.batch * objective.context) as i64;
     let flat = |f: &mut Function, v: ValueId, shape: &[i64]| {
         let dtype = f.ty(v).dtype;

@@ -31,6 +31,9 @@ impl Scheduler<'_> {
                 members.push(o);
             }
         }
+        if members.is_empty() {
+            return Err(PassError("the mean of what is no sweep's state has no kernel".into()));
+        }
         let state = sizes(&f.ty(op.operands[0]).shape);
         let rank = state.len();
         let mut shape = state.clone();

@@ -348,20 +348,24 @@ impl<'m> Differentiation<'m> {
                 n => format!("{stem}{}", n + 1),
             }
         };
+        // What a call within keeps has no way out yet.
         let nested = f.ops.iter().any(|op| op.name == "call");
+        let whole = out.clone();
+        trim(&mut out);
+        let made: HashSet<ValueId> = f.ops.iter().flat_map(|op| op.results.iter().copied()).collect();
+        let forward = out.ops.iter().take_while(|op| made.contains(&op.results[0])).count();
         let kept = match nested {
-            // What a call within keeps has no way out yet.
             true => vec![],
-            false => keep::choose(&out, f.ops.len(), self.memory, &lives::typical()),
+            false => keep::choose(&out, forward, self.memory, &lives::typical()),
         };
         let keeper =
-            (!kept.is_empty()).then(|| keep::keeping(f, &out, f.ops.len(), &kept, name("keeping", &self.made)));
+            (!kept.is_empty()).then(|| keep::keeping(f, &whole, f.ops.len(), &kept, name("keeping", &self.made)));
         self.made.extend(keeper.clone());
         keep::given(&mut out, &kept);
         let twin = (!out.returns.is_empty()).then(|| {
             let before: Vec<ValueId> = names.iter().map(|i| i.0).collect();
             trim(&mut out);
-            let kept: HashSet<ValueId> = out.params.iter().map(|p| p.0).collect();
+            let params: HashSet<ValueId> = out.params.iter().map(|p| p.0).collect();
             let place = |d: usize| {
                 out.params
                     .iter()
@@ -372,7 +376,7 @@ impl<'m> Differentiation<'m> {
             self.made.push(out.clone());
             Twin {
                 keeper: keeper.map(|k| (k, kept.len())),
-                given: (0..before.len()).filter(|i| kept.contains(&before[*i])).collect(),
+                given: (0..before.len()).filter(|i| params.contains(&before[*i])).collect(),
                 taken,
                 inputs: sums.inputs.iter().map(|i| i.0).collect(),
                 weights: sums.weights.into_keys().collect(),

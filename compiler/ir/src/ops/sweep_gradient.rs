@@ -125,7 +125,7 @@ pub static SWEEP_GRADIENT: OpDef = OpDef {
                 }
             }
         }
-        out.rounded()
+        out
     },
     gradient: None,
     samples: || {
