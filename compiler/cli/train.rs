@@ -60,6 +60,9 @@ pub struct Args {
     /// Bytes of activations to keep for the backward, for example 2G; what has no room is computed again
     #[arg(long, value_parser = options::bytes)]
     memory_limit: Option<u64>,
+    /// Write a stage's files, as `loopc compile` does: STAGE=DIR
+    #[arg(long, value_name = "STAGE=DIR")]
+    emit: Vec<String>,
     /// The string of a .jsonl line that is the text
     #[arg(long, default_value = "text")]
     field: String,
@@ -138,13 +141,17 @@ impl Args {
 
         let mut entries = vec!["train_step".to_string(), "loss".to_string()];
         entries.extend((recipe.accumulate > 1).then(|| "accumulate".to_string()));
+        let mut emit = vec![];
+        for text in &self.emit {
+            emit.extend(options::emit(text)?);
+        }
         let request = Request {
             entries,
             targets: vec![Target::native()?],
             dtype: self.common.dtype.map_or(DType::F32, |t| t.dtype()),
             max_context: recipe.context as i64,
             program: self.common.program(),
-            emit: vec![],
+            emit,
         };
         let wanted = |name: &str| trainable.includes(name);
         let options = source.graph_options(&request);

@@ -105,7 +105,9 @@ pub struct Objective<'a> {
 
 impl Objective<'_> {
     fn sizes(&self) -> ir::Sizes {
-        [("B", self.batch), ("T", self.context)].map(|(name, n)| (name.to_string(), n as i64)).into()
+        [("B", self.batch), ("T", self.context)]
+            .map(|(name, n)| (name.to_string(), n as i64))
+            .into()
     }
 }
 

@@ -66,6 +66,9 @@ impl Scheduler<'_> {
             *strides.last_mut().expect("a matmul has columns") = Size::one();
         }
         k.store_at(&to, &strides, None, value, None);
+        if names.is_empty() {
+            names.push(op.name.clone());
+        }
         names.dedup();
         names.truncate(4);
         k.rename(&names.join("_"));
