@@ -1,5 +1,5 @@
-//! Looking at models and training them from the command line: gates against the reference, `loopc eval`'s tables, and what
-//! `loopc train` reads and leaves behind.
+//! Looking at models and training them from the command line: gates against the reference, `loopc eval`'s tables, and
+//! what `loopc train` reads and leaves behind.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

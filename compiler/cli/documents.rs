@@ -1,5 +1,7 @@
-//! Data files as documents: plain text, JSON lines and Parquet. Says what is wrong with a file and the way out; knows no tokens.
+//! Data files as documents: plain text, JSON lines and Parquet. Says what is wrong with a file and the way out;
+//! knows no tokens.
 
+use std::panic;
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -11,8 +13,8 @@ use parquet::schema::types::Type;
 
 /// The texts of a file that holds `bytes`, in order; none is empty and there is at least one.
 ///
-/// `.jsonl` and `.json` files have an object per line with a string under `field`, Parquet files a column of that name; anything else
-/// is one text in UTF-8.
+/// `.jsonl` and `.json` files have an object per line with a string under `field`, Parquet files a column of that name;
+/// anything else is one text in UTF-8.
 pub fn of(file: &Path, bytes: Vec<u8>, field: &str) -> anyhow::Result<Vec<String>> {
     let ending = file.extension().and_then(|e| e.to_str()).unwrap_or_default();
     let mut documents = if ending == "parquet" || bytes.starts_with(b"PAR1") {
@@ -47,7 +49,7 @@ fn utf8(file: &Path, bytes: Vec<u8>) -> anyhow::Result<String> {
     let text = String::from_utf8(bytes).map_err(|e| {
         let valid = e.utf8_error().valid_up_to();
         anyhow::anyhow!(
-            "{at} is not UTF-8 text (byte {valid} is {:#04x}); convert it (iconv -f LATIN1 -t UTF-8), or give JSON lines or Parquet",
+            "{at} is not UTF-8 text (byte {valid} is {:#04x}); convert it (iconv -f LATIN1 -t UTF-8)",
             e.as_bytes()[valid]
         )
     })?;
@@ -82,17 +84,33 @@ fn others<'a>(names: impl Iterator<Item = &'a String>) -> String {
     format!("; name one of {} with --field", names.join(", "))
 }
 
+/// The library panics on some damaged files; for a user that is one more way to be unreadable.
 fn parquet(file: &Path, bytes: Vec<u8>, field: &str) -> anyhow::Result<Vec<String>> {
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(|_| ()));
+    let read = panic::catch_unwind(|| column(file, bytes, field));
+    panic::set_hook(hook);
+    read.unwrap_or_else(|_| {
+        bail!(
+            "{} is no readable Parquet file (it is damaged); fetch it again",
+            file.display()
+        )
+    })
+}
+
+/// The strings of a column.
+fn column(file: &Path, bytes: Vec<u8>, field: &str) -> anyhow::Result<Vec<String>> {
     let at = file.display();
     let broken = |e: ParquetError| anyhow::anyhow!("{at} is no readable Parquet file ({e}); fetch it again");
     let reader = SerializedFileReader::new(Bytes::from(bytes)).map_err(broken)?;
-    let columns = reader.metadata().file_metadata().schema().get_fields();
+    let schema = reader.metadata().file_metadata().schema();
+    let columns = schema.get_fields();
     let Some(column) = columns.iter().find(|c| c.name() == field) else {
         let names: Vec<String> = columns.iter().map(|c| c.name().to_string()).collect();
         bail!("{at}: there is no column `{field}`{}", others(names.iter()));
     };
     // Only this column is read.
-    let projection = Type::group_type_builder("schema")
+    let projection = Type::group_type_builder(schema.name())
         .with_fields(vec![column.clone()])
         .build();
     let rows = reader.get_row_iter(Some(projection.map_err(broken)?)).map_err(broken)?;

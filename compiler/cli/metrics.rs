@@ -1,5 +1,5 @@
-//! What `loopc eval` measures beside the loss: how it falls with the context, and where the gates look. Counts and shows; decides
-//! nothing about models and files.
+//! What `loopc eval` measures beside the loss: how it falls with the context, and where the gates look. Counts and
+//! shows; decides nothing about models and files.
 
 use std::path::Path;
 
@@ -77,7 +77,9 @@ pub struct Positions {
 
 impl Positions {
     fn add(&mut self, nll: &[f32], targets: &[i32]) {
-        self.seen.resize(self.seen.len().max(nll.len()), (0.0, 0));
+        // The last token of a window predicts nothing.
+        let used = targets.iter().rposition(|t| *t >= 0).map_or(0, |i| i + 1);
+        self.seen.resize(self.seen.len().max(used), (0.0, 0));
         for ((sum, count), (x, _)) in self
             .seen
             .iter_mut()
@@ -170,7 +172,7 @@ impl Gates {
             .collect()
     }
 
-    /// A table per trip, a line per layer, a column per head; and how many heads look more at the window than at everything.
+    /// A table per trip, a line per layer, a column per head; and how many heads look mostly at the window.
     pub fn table(&self, window: i64) -> String {
         let mut out = String::new();
         let (mut local, mut all) = (0, 0);
@@ -306,7 +308,7 @@ mod tests {
             [
                 vec!["1", "2", "3.0000"],
                 vec!["2", "to", "3", "3", "2.0000"],
-                vec!["4", "to", "5", "1", "1.0000"]
+                vec!["4", "1", "1.0000"]
             ]
         );
     }

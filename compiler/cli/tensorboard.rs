@@ -1,7 +1,7 @@
 //! TensorBoard event files: the few records that scalars need. Knows no metric.
 //!
-//! A file is TFRecords (length, its checksum, data, its checksum) of `tensorflow.Event`. No library does just that: `tensorboard-rs`
-//! is no longer worked on and brings an image library, `tboard` needs `protoc` to build.
+//! A file is TFRecords (length, its checksum, data, its checksum) of `tensorflow.Event`. No library does just that:
+//! `tensorboard-rs` is no longer worked on and brings an image library, `tboard` needs `protoc` to build.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -56,8 +56,8 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// A new file in `folder`, for a run that has taken `steps` steps. What older files say of later ones no longer counts: the start
-    /// record says so, and TensorBoard drops it.
+    /// A new file in `folder`, for a run that has taken `steps` steps. What older files say of later ones no longer
+    /// counts: the start record says so, and TensorBoard drops it.
     pub fn create(folder: &Path, steps: u64) -> anyhow::Result<Writer> {
         let at = || format!("cannot write {}", folder.display());
         fs::create_dir_all(folder).with_context(at)?;

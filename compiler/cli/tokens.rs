@@ -16,8 +16,8 @@ const AROUND: usize = 64;
 /// Places for a cut that are tried; a tokenizer that fits none of them reads the text whole.
 const TRIES: usize = 16;
 
-/// The tokens of all files, one after the other (formats: `documents`). A document that ends is followed by the end-of-text token, if
-/// the model has one.
+/// The tokens of all files, one after the other (formats: `documents`). A document that ends is followed by the
+/// end-of-text token, if the model has one.
 pub fn of_files(files: &[PathBuf], field: &str, folder: &Path, end: Option<u32>) -> anyhow::Result<Vec<u32>> {
     let tokenizer = Tokenizer::from_folder(folder)?;
     let vocabulary = std::fs::read(folder.join("tokenizer.json")).unwrap_or_default();
@@ -74,8 +74,9 @@ pub fn of_documents(tokenizer: &Tokenizer, documents: &[String], end: Option<u32
 
 /// `text` in pieces whose tokens, one after the other, are the tokens of the text.
 ///
-/// A cut lies before a space between two letters, where pre-tokenizers split whatever stands further away. That this tokenizer does is
-/// tried at every cut on what surrounds it; one that adds something to a text's begin, say, is found out, and the text stays whole.
+/// A cut lies before a space between two letters, where pre-tokenizers split whatever stands further away. That this
+/// tokenizer does is tried at every cut on what surrounds it; one that adds something to a text's begin, say, is found
+/// out, and the text stays whole.
 fn cut<'a>(tokenizer: &Tokenizer, text: &'a str) -> Result<Vec<&'a str>, TokenizerError> {
     let (mut pieces, mut rest) = (vec![], text);
     while rest.len() > 2 * PIECE {

@@ -1,5 +1,5 @@
-//! The entry point `gates`: the loss, and beside it what every gate said. For looking at a model; nothing that runs or trains one
-//! has it.
+//! The entry point `gates`: the loss, and beside it what every gate said. For looking at a model; nothing that runs or
+//! trains one has it.
 
 use ir::{Attr, DType, Dim, Function, Module, TensorType, ValueId};
 
@@ -20,8 +20,8 @@ pub fn trips(config: &Config) -> std::ops::RangeInclusive<i64> {
     }
 }
 
-/// The module with `gates(tokens, targets)` -> `nll` [B, T] as `loss` has it, and `gate.{trip}.{layer}` [B, H, T] f32: the weight of
-/// the global pass, from 0 to 1.
+/// The module with `gates(tokens, targets)` -> `nll` [B, T] as `loss` has it, and `gate.{trip}.{layer}` [B, H, T] f32:
+/// the weight of the global pass, from 0 to 1.
 pub fn gates(config: &Config, options: &Options) -> Result<Module, GraphError> {
     check(options)?;
     if !config.attention.mode.gated() {
@@ -54,7 +54,8 @@ pub fn gates(config: &Config, options: &Options) -> Result<Module, GraphError> {
     Ok(Module { functions: layers })
 }
 
-/// The layer returns its gates too, which are its only sigmoids, one for each trip that it holds; gives the trip after them.
+/// The layer returns its gates too, which are its only sigmoids, one for each trip that it holds; gives the trip after
+/// them.
 fn return_gates(f: &mut Function, c: &Config, mut trip: i64) -> i64 {
     let found: Vec<ValueId> = f
         .ops
