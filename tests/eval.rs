@@ -267,7 +267,7 @@ fn training_leaves_tensorboard_files_and_goes_on_in_a_new_one() {
         "-o",
         &run,
         "--context",
-        "16",
+        "80",
         "--batch",
         "1",
     ];

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
+use parquet::basic::CompressionCodec as Codec;
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
@@ -109,6 +110,12 @@ fn column(file: &Path, bytes: Vec<u8>, field: &str) -> anyhow::Result<Vec<String
         let names: Vec<String> = columns.iter().map(|c| c.name().to_string()).collect();
         bail!("{at}: there is no column `{field}`{}", others(names.iter()));
     };
+    let groups = reader.metadata().row_groups().iter();
+    let mut codecs = groups.flat_map(|g| g.columns()).map(|c| c.compression_codec());
+    let known = [Codec::UNCOMPRESSED, Codec::SNAPPY, Codec::ZSTD];
+    if let Some(other) = codecs.find(|c| !known.contains(c)) {
+        bail!("{at} is compressed with {other:?}; write it again with Snappy or Zstandard");
+    }
     // Only this column is read.
     let projection = Type::group_type_builder(schema.name())
         .with_fields(vec![column.clone()])

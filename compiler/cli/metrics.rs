@@ -205,7 +205,7 @@ impl Gates {
         use plotters::prelude::*;
         const CELL: u32 = 34;
         let layers = self.sums.first().map_or(0, Vec::len);
-        let panel = 90 + CELL * self.heads.max(4) as u32;
+        let panel = 90 + CELL * self.heads.max(8) as u32;
         let size = (panel * self.trips.len() as u32, 110 + CELL * layers as u32);
         let beside = path.with_extension("svg.part");
         {
@@ -219,8 +219,8 @@ impl Gates {
                     .x_label_area_size(35)
                     .y_label_area_size(45)
                     .build_cartesian_2d(
-                        (0..self.heads as i32).into_segmented(),
-                        (0..layers as i32).into_segmented(),
+                        (0..self.heads as i32 - 1).into_segmented(),
+                        (0..layers as i32 - 1).into_segmented(),
                     )?;
                 let whole = |at: &SegmentValue<i32>| match at {
                     SegmentValue::CenterOf(i) => i.to_string(),
