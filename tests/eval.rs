@@ -322,4 +322,10 @@ fn data_that_cannot_be_trained_on_is_told_in_one_line() {
         "smaller context",
     );
     train(&s.path("nothing.txt"), &[], "nothing.txt");
+    let (long, short) = (
+        s.file("long.txt", prose(99).as_bytes()),
+        s.file("short.txt", b"Emma was"),
+    );
+    let more = ["--validation", &short, "--context", "16"];
+    train(&long, &more, "more text or a smaller --context");
 }

@@ -125,7 +125,11 @@ impl Args {
         let mut held_out = of(&self.validation)?;
         held_out.truncate(recipe.validate_tokens);
         if !self.validation.is_empty() && held_out.len() <= recipe.context {
-            bail!("--validation: {} tokens are no window of {}", held_out.len(), recipe.context);
+            bail!(
+                "--validation: {} tokens are no window of {} and the next; give more text or a smaller --context",
+                held_out.len(),
+                recipe.context
+            );
         }
 
         let mut entries = vec!["train_step".to_string(), "loss".to_string()];

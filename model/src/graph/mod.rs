@@ -1,7 +1,8 @@
 //! The naive graph of a configuration: the reference's equations, one op each, and nothing clever.
 //!
-//! Every layer is a `call` of one function, so the graph of 28 layers is as long as that of one. Entry points: `prefill`, `decode`,
-//! `logits`, `loss`; and `gates`, `gradients` and the training step, in modules of their own. What may be joined, shared or kept in place is the passes' business.
+//! Every layer is a `call` of one function, so the graph of 28 layers is as long as that of one. Entry points: `prefill`,
+//! `decode`, `logits`, `loss`; and `gates`, `gradients` and the training step, in modules of their own. What may be
+//! joined, shared or kept in place is the passes' business.
 
 mod attention;
 pub mod gates;
