@@ -7,15 +7,18 @@ mod cache;
 mod compare;
 mod compile;
 mod doctor;
+mod documents;
 mod draw;
 mod eval;
 mod generate;
 mod grad;
 mod logits;
+mod metrics;
 mod opt;
 mod options;
 mod retrofit;
 mod session;
+mod tensorboard;
 mod tokens;
 mod train;
 

@@ -17,19 +17,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::options::{self, Common};
 use crate::session::{Request, Source};
+use crate::tensorboard::Writer;
 use crate::tokens;
 
 #[derive(clap::Args)]
 pub struct Args {
     /// The Hugging Face folder to start from
     model: PathBuf,
-    /// Text files: .jsonl has an object per line, anything else is plain UTF-8
+    /// Text files: .jsonl has an object per line, Parquet a column; anything else is plain UTF-8
     #[arg(long, required = true, num_args = 1..)]
     data: Vec<PathBuf>,
     /// Held-out text files
     #[arg(long, num_args = 1..)]
     validation: Vec<PathBuf>,
-    /// The run's folder: checkpoint/ (a Hugging Face folder), metrics.jsonl, loss.svg
+    /// The run's folder: checkpoint/ (a Hugging Face folder), metrics.jsonl, tensorboard/, loss.svg
     #[arg(short, long)]
     output: PathBuf,
     /// What to do, as TOML; the options below replace its values
@@ -63,7 +64,7 @@ pub struct Args {
     /// Write a stage's files, as `loopc compile` does: STAGE=DIR
     #[arg(long, value_name = "STAGE=DIR")]
     emit: Vec<String>,
-    /// The string of a .jsonl line that is the text
+    /// The string of a .jsonl line, or the column of a Parquet file, that is the text
     #[arg(long, default_value = "text")]
     field: String,
     #[command(flatten)]
@@ -93,6 +94,7 @@ struct Run<'a> {
     recipe: &'a Recipe,
     lines: Vec<Line>,
     metrics: fs::File,
+    board: Writer,
 }
 
 impl Args {
@@ -133,7 +135,7 @@ impl Args {
         held_out.truncate(recipe.validate_tokens);
         if !self.validation.is_empty() && held_out.len() <= recipe.context {
             bail!(
-                "--validation: {} tokens are no window of {}",
+                "--validation: {} tokens are no window of {} and the next; give more text or a smaller --context",
                 held_out.len(),
                 recipe.context
             );
@@ -234,11 +236,20 @@ impl Run<'_> {
             recipe,
             lines,
             metrics,
+            board: Writer::create(&folder.join("tensorboard"), step)?,
         })
     }
 
     fn note(&mut self, line: Line) -> anyhow::Result<()> {
         writeln!(self.metrics, "{}", serde_json::to_string(&line)?)?;
+        let scalars = [
+            ("loss/train", line.loss),
+            ("loss/validation", line.validation),
+            ("gradient_norm", line.gradient_norm),
+            ("rate", line.rate_part.map(|part| part * self.recipe.rate)),
+            ("tokens_per_second", line.tokens_per_second),
+        ];
+        self.board.scalars(line.step, &scalars)?;
         self.lines.push(line);
         Ok(())
     }

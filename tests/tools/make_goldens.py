@@ -1,6 +1,6 @@
 """Regenerate tests/goldens: small checkpoints, and what loop_qwen3.py says about them in float64.
 
-    python make_goldens.py [OUT] [--only NAME ...] [--gradients-alone]
+    python make_goldens.py [OUT] [--only NAME ...] [--gradients-alone | --gates-alone]
 
 needs: pip install torch safetensors numpy.  The table CASES below is the whole content; OUT/README.md describes the files.
 """
@@ -41,6 +41,8 @@ CASES = {
 }
 # Folders that also keep the gradients of every parameter, for their last shape.
 GRADIENTS = ("base", "layer", "restart", "stack", "stack-loops3", "restart-loops3", "layer-kv1-d32", "layer-untied-f16", "llama-layer")
+# Folders that also keep the gates of every trip and layer, for their last shape.
+GATES = ("layer", "restart", "stack", "stack-loops3", "restart-loops3", "layer-kv1-d32")
 # Checkpoints that are not kept, only what bfloat16 costs PyTorch on them: name -> (options, batch, T)
 YARDSTICK = {
     "layer-256": (dict(mode="layer", layers=4, hidden=256, heads=8, kv_heads=2, head_dim=32, intermediate=512, vocab=512, window=16, std=0.05), 2, 64),
@@ -86,6 +88,22 @@ def gradients(folder, tokens):
     return {"tokens": tokens.to(torch.int32)} | {k: v.to(torch.float32).contiguous() for k, v in out.items()}
 
 
+def gates(folder, tokens):
+    """What every gate says in float64, stored as float32: gate.{trip}.{layer} [B, H, T]. The first trip has gates in mode layer alone."""
+    model = reference.Model(reference.Config(folder), reference.load(folder, torch.float64))
+    first, said, gate = 1 if model.c.mode == "layer" else 2, {}, model.gate
+
+    def watched(q, i):
+        g = gate(q, i)
+        trip = first + sum(name.endswith(f".{i}") for name in said)
+        said[f"gate.{trip}.{i}"] = g.detach().squeeze(-1)
+        return g
+
+    model.gate = watched
+    model.logits(tokens)
+    return {"tokens": tokens.to(torch.int32)} | {k: v.to(torch.float32).contiguous() for k, v in said.items()}
+
+
 def golden(folder, tokens):
     """Logits and mean next-token loss (absent for T = 1, which predicts nothing) in float64, stored as float32."""
     model = reference.Model(reference.Config(folder), reference.load(folder, torch.float64))
@@ -116,9 +134,12 @@ def main():
     p = argparse.ArgumentParser()
     p.add_argument("out", nargs="?", type=pathlib.Path, default=HERE.parent / "goldens")
     p.add_argument("--only", nargs="*", default=None, help="these cases; cases.json is then left alone")
-    p.add_argument("--gradients-alone", action="store_true", help="keep the checkpoints and write the gradients of GRADIENTS")
+    alone = p.add_mutually_exclusive_group()
+    alone.add_argument("--gradients-alone", action="store_true", help="keep the checkpoints and write the gradients of GRADIENTS")
+    alone.add_argument("--gates-alone", action="store_true", help="keep the checkpoints and write the gates of GATES")
     a = p.parse_args()
     torch.manual_seed(0)
+    keep = a.gradients_alone or a.gates_alone
     listing = []
     for n, (name, (options, shapes, *edit)) in enumerate(CASES.items()):
         options = SMALL | options
@@ -129,16 +150,18 @@ def main():
         if a.only is not None and name not in a.only:
             continue
         folder = a.out / name
-        if not a.gradients_alone:
+        if not keep:
             shutil.rmtree(folder, ignore_errors=True)
             checkpoint(folder, options, 100 + n, *edit)
         for f in files:
             tokens = draw(options["vocab"], f["batch"], f["tokens"], 1000 * n + f["tokens"])
-            if not a.gradients_alone:
+            if not keep:
                 save_file(golden(folder, tokens), folder / f["file"])
-            if name in GRADIENTS and f is files[-1]:
+            if name in GATES and f is files[-1] and not a.gradients_alone:
+                save_file(gates(folder, tokens), folder / f["file"].replace("golden", "gates"))
+            if name in GRADIENTS and f is files[-1] and not a.gates_alone:
                 save_file(gradients(folder, tokens), folder / f["file"].replace("golden", "gradients"))
-    if a.only is not None or a.gradients_alone:
+    if a.only is not None or keep:
         return
     bf16 = []
     kept = {name: CASES[name][1][-1] for name in ("layer-bf16", "stack-bf16-sharded", "llama-base")}

@@ -1,9 +1,11 @@
 //! The naive graph of a configuration: the reference's equations, one op each, and nothing clever.
 //!
-//! Every layer is a `call` of one function, so the graph of 28 layers is as long as that of one. Entry points: `prefill`, `decode`,
-//! `logits`, `loss`; and `gradients`, in a module of its own. What may be joined, shared or kept in place is the passes' business.
+//! Every layer is a `call` of one function, so the graph of 28 layers is as long as that of one. Entry points: `prefill`,
+//! `decode`, `logits`, `loss`; and `gates`, `gradients` and the training step, in modules of their own. What may be
+//! joined, shared or kept in place is the passes' business.
 
 mod attention;
+pub mod gates;
 mod layer;
 pub mod training;
 
@@ -60,6 +62,8 @@ pub enum GraphError {
     Context { found: i64, max: i64 },
     #[error("the forward graph cannot be rewritten: {0}")]
     Rewrite(String),
+    #[error("the model has no gates: its attention has one pass (mode base); `loopc retrofit` gives it a second")]
+    NoGates,
     #[error("no gradients: {0}")]
     Gradient(#[from] ir::gradient::GradientError),
 }
