@@ -5,21 +5,22 @@ use runtime::engine::{Engine, Input, Output, State};
 use super::Recipe;
 use super::data::Windows;
 use crate::gradients::Batch;
+use crate::graph::training::PARAM;
 
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
-    #[error("the text has {tokens} tokens, a window takes {wanted}; give more text or a smaller context")]
+    #[error("{tokens} tokens, and a window takes {wanted}; give more text or a smaller context")]
     TooShort { tokens: usize, wanted: usize },
     #[error("token id {id} is out of range; the model has ids 0 to {last}")]
     Id { id: u32, last: i64 },
-    #[error("step {step}: the loss is {loss}; lower the rate, or clip")]
-    Diverged { step: u64, loss: f64 },
+    #[error("step {step}: {what} is {value}; lower the rate, clip to a smaller norm, or warm up longer")]
+    Diverged { step: u64, what: String, value: f64 },
     #[error(transparent)]
     Runtime(#[from] runtime::RuntimeError),
 }
 
 /// What a step did.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Step {
     /// From 1.
     pub step: u64,
@@ -30,6 +31,8 @@ pub struct Step {
     /// The schedule's part of the rates.
     pub part: f64,
     pub tokens: usize,
+    /// Where its windows begin in the text, micro-batch after micro-batch.
+    pub windows: Vec<usize>,
 }
 
 /// A run on its way: the compiled step, the trained tensors, and where in the data it is.
@@ -42,6 +45,14 @@ pub struct Trainer<'a> {
     pub step: u64,
 }
 
+fn finite(step: u64, what: &str, value: f64) -> Result<(), TrainError> {
+    if value.is_finite() {
+        return Ok(());
+    }
+    let what = what.to_string();
+    Err(TrainError::Diverged { step, what, value })
+}
+
 fn check_ids(tokens: &[u32], vocab: i64) -> Result<(), TrainError> {
     match tokens.iter().find(|id| i64::from(**id) >= vocab) {
         Some(&id) => Err(TrainError::Id { id, last: vocab - 1 }),
@@ -49,20 +60,29 @@ fn check_ids(tokens: &[u32], vocab: i64) -> Result<(), TrainError> {
     }
 }
 
+/// Whole windows, and ids that the model has? Asked before anything is compiled.
+pub fn check_text(tokens: &[u32], context: usize, vocab: i64) -> Result<(), TrainError> {
+    if tokens.len() <= context {
+        return Err(TrainError::TooShort {
+            tokens: tokens.len(),
+            wanted: context + 1,
+        });
+    }
+    check_ids(tokens, vocab)
+}
+
 fn first(results: &std::collections::HashMap<String, Output>, name: &str) -> f64 {
-    results.get(name).and_then(|o| o.data.first()).map_or(f64::NAN, |x| f64::from(*x))
+    results
+        .get(name)
+        .and_then(|o| o.data.first())
+        .map_or(f64::NAN, |x| f64::from(*x))
 }
 
 impl<'a> Trainer<'a> {
     /// States are zeros: `checkpoint::begin` or `checkpoint::resume` fills them.
     pub fn new(engine: &'a Engine, recipe: Recipe, tokens: Vec<u32>, vocab: i64) -> Result<Trainer<'a>, TrainError> {
-        check_ids(&tokens, vocab)?;
-        let found = tokens.len();
+        check_text(&tokens, recipe.context, vocab)?;
         let windows = Windows::new(tokens, recipe.context, recipe.seed);
-        let windows = windows.ok_or(TrainError::TooShort {
-            tokens: found,
-            wanted: recipe.context + 1,
-        })?;
         Ok(Trainer {
             engine,
             state: engine.new_state(recipe.batch as i64, 1)?,
@@ -84,6 +104,7 @@ impl<'a> Trainer<'a> {
         let weight = 1.0 / (rows * parts * self.recipe.context) as f32;
         let hyper = self.recipe.hyper(step).values();
         let (mut loss, mut norm) = (0.0, f64::NAN);
+        let mut windows = vec![];
         for part in 0..parts {
             let mut batch = Batch {
                 rows,
@@ -93,7 +114,9 @@ impl<'a> Trainer<'a> {
             };
             for row in 0..rows {
                 let n = ((step - 1) * parts as u64 + part as u64) * rows as u64 + row as u64;
-                let ids: Vec<i32> = self.windows.window(n).iter().map(|id| *id as i32).collect();
+                let at = self.windows.offset(n);
+                windows.push(at);
+                let ids: Vec<i32> = self.windows.at(at).iter().map(|id| *id as i32).collect();
                 batch.tokens.extend(&ids[..ids.len() - 1]);
                 batch.targets.extend(&ids[1..]);
             }
@@ -103,13 +126,14 @@ impl<'a> Trainer<'a> {
                 inputs.push(("hyper", Input::F32(&hyper)));
             }
             let entry = if last { "train_step" } else { "accumulate" };
-            let results = self.engine.call(entry, &batch.sizes(), &inputs, Some(&mut self.state))?;
+            let results = self
+                .engine
+                .call(entry, &batch.sizes(), &inputs, Some(&mut self.state))?;
             loss += first(&results, "loss");
             norm = first(&results, "norm");
         }
-        if !(loss.is_finite() && norm.is_finite()) {
-            return Err(TrainError::Diverged { step, loss });
-        }
+        finite(step, "the loss", loss)?;
+        finite(step, "the norm of its gradients", norm)?;
         self.step = step;
         Ok(Step {
             step,
@@ -117,25 +141,48 @@ impl<'a> Trainer<'a> {
             norm,
             part: self.recipe.part(step),
             tokens: rows * parts * self.recipe.context,
+            windows,
         })
     }
 
-    /// Mean loss on a text, in windows of the recipe's context.
-    pub fn validate(&mut self, tokens: &[u32]) -> Result<f64, TrainError> {
-        let context = self.recipe.context;
-        let (mut sum, mut count) = (0.0, 0usize);
-        for window in tokens.windows(context + 1).step_by(context) {
-            let ids: Vec<i32> = window.iter().map(|id| *id as i32).collect();
-            let inputs = [
-                ("tokens", Input::I32(&ids[..context])),
-                ("targets", Input::I32(&ids[1..])),
-            ];
-            let sizes = [("B", 1), ("T", context as i64)];
-            let results = self.engine.call("loss", &sizes, &inputs, Some(&mut self.state))?;
-            let nll = results.get("nll").map_or(&[][..], |o| &o.data);
-            sum += nll.iter().map(|x| f64::from(*x)).sum::<f64>();
-            count += nll.len();
+    /// Is what the last step left worth a checkpoint? A step tells its loss before its update: that the update was too large shows
+    /// in the masters, or in the loss that they have next.
+    pub fn check(&mut self) -> Result<(), TrainError> {
+        for name in self.state.names().filter(|n| n.starts_with(PARAM)) {
+            let values = self.state.read(name).map(|v| v.data).unwrap_or_default();
+            if let Some(x) = values.iter().find(|x| !x.is_finite()) {
+                finite(self.step, &name[PARAM.len()..], f64::from(*x))?;
+            }
         }
-        Ok(sum / count as f64)
+        let next = self.step * (self.recipe.batch * self.recipe.accumulate) as u64;
+        let at = self.windows.offset(next);
+        let window = self.windows.at(at)[..self.recipe.context].to_vec();
+        let (sum, _) = self.losses(&window)?;
+        finite(self.step + 1, "the loss", sum)
+    }
+
+    /// Mean loss on a text, as `loopc eval` has it: windows of the recipe's context that do not overlap, the last one may be shorter.
+    pub fn validate(&mut self, tokens: &[u32]) -> Result<f64, TrainError> {
+        let (mut sum, mut count) = (0.0, 0);
+        for window in tokens.chunks(self.recipe.context).filter(|w| w.len() > 1) {
+            let (s, n) = self.losses(window)?;
+            sum += s;
+            count += n;
+        }
+        let loss = sum / count as f64;
+        finite(self.step, "the validation loss", loss)?;
+        Ok(loss)
+    }
+
+    /// Sum of the losses of every token but the first, and how many they are.
+    fn losses(&mut self, window: &[u32]) -> Result<(f64, usize), TrainError> {
+        let ids: Vec<i32> = window.iter().map(|id| *id as i32).collect();
+        let targets: Vec<i32> = ids[1..].iter().copied().chain([-1]).collect();
+        let inputs = [("tokens", Input::I32(&ids)), ("targets", Input::I32(&targets))];
+        let sizes = [("B", 1), ("T", ids.len() as i64)];
+        let results = self.engine.call("loss", &sizes, &inputs, Some(&mut self.state))?;
+        let nll = results.get("nll").map_or(&[][..], |o| &o.data);
+        let predictions = ids.len() - 1;
+        Ok((nll.iter().take(predictions).map(|x| f64::from(*x)).sum(), predictions))
     }
 }
