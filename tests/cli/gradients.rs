@@ -38,9 +38,7 @@ fn fused_gradients_are_the_unfused_ones() {
         "layer-kv1-d32",
         "layer-untied-f16",
         "restart-kv1-d64",
-        "restart-loops3",
         "stack-window-wide",
-        "llama-layer",
     ] {
         let folder = root().join("tests/goldens").join(model);
         let config: serde_json::Value =

@@ -75,6 +75,14 @@ impl Hyper {
         ]
         .map(|x| x as f32)
     }
+
+    /// Of a step that changes nothing, and only tells its loss and norm.
+    pub fn still(&self) -> [f32; Hyper::LEN] {
+        let mut values = self.values();
+        values[..4].copy_from_slice(&[1.0, 0.0, 1.0, 0.0]);
+        values[8..].fill(0.0);
+        values
+    }
 }
 
 /// Prefix of the states that are trained tensors.
@@ -94,7 +102,9 @@ pub fn training(
     let mut module = Module {
         functions: layers.clone(),
     };
-    module.functions.push(entry("loss", config, options, Phase::Full, &layers));
+    module
+        .functions
+        .push(entry("loss", config, options, Phase::Full, &layers));
     module.functions.push(objective(config, options, &layers));
     let trained = |name: &str| (0..config.layers).any(|i| wanted(&name.replace("{i}", &i.to_string())));
     module.functions.iter_mut().for_each(|f| masters(f, &trained));

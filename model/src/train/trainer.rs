@@ -97,40 +97,49 @@ impl<'a> Trainer<'a> {
         self.windows.count()
     }
 
+    /// The windows of the run from the `first` on, as many as a micro-batch has, and where they begin in the text.
+    fn batch(&mut self, first: u64) -> (Batch, Vec<usize>) {
+        let (rows, context) = (self.recipe.batch, self.recipe.context);
+        let weight = 1.0 / (rows * self.recipe.accumulate * context) as f32;
+        let mut batch = Batch {
+            rows,
+            tokens: vec![],
+            targets: vec![],
+            weights: vec![weight; rows * context],
+        };
+        let offsets: Vec<usize> = (first..first + rows as u64).map(|n| self.windows.offset(n)).collect();
+        for at in &offsets {
+            let ids: Vec<i32> = self.windows.at(*at).iter().map(|id| *id as i32).collect();
+            batch.tokens.extend(&ids[..context]);
+            batch.targets.extend(&ids[1..]);
+        }
+        (batch, offsets)
+    }
+
+    /// Runs a micro-batch; with `hyper` the optimizer too. Gives the loss, and the norm of the gradients that the optimizer had.
+    fn call(&mut self, batch: &Batch, hyper: Option<&[f32]>) -> Result<(f64, f64), TrainError> {
+        let mut inputs: Vec<(&str, Input)> = batch.inputs().into();
+        inputs.extend(hyper.map(|h| ("hyper", Input::F32(h))));
+        let entry = if hyper.is_some() { "train_step" } else { "accumulate" };
+        let results = self
+            .engine
+            .call(entry, &batch.sizes(), &inputs, Some(&mut self.state))?;
+        Ok((first(&results, "loss"), first(&results, "norm")))
+    }
+
     /// One update of the trained tensors.
     pub fn advance(&mut self) -> Result<Step, TrainError> {
         let (rows, parts) = (self.recipe.batch, self.recipe.accumulate);
         let step = self.step + 1;
-        let weight = 1.0 / (rows * parts * self.recipe.context) as f32;
         let hyper = self.recipe.hyper(step).values();
         let (mut loss, mut norm) = (0.0, f64::NAN);
         let mut windows = vec![];
         for part in 0..parts {
-            let mut batch = Batch {
-                rows,
-                tokens: vec![],
-                targets: vec![],
-                weights: vec![weight; rows * self.recipe.context],
-            };
-            for row in 0..rows {
-                let n = ((step - 1) * parts as u64 + part as u64) * rows as u64 + row as u64;
-                let at = self.windows.offset(n);
-                windows.push(at);
-                let ids: Vec<i32> = self.windows.at(at).iter().map(|id| *id as i32).collect();
-                batch.tokens.extend(&ids[..ids.len() - 1]);
-                batch.targets.extend(&ids[1..]);
-            }
-            let mut inputs: Vec<(&str, Input)> = batch.inputs().into();
-            let last = part + 1 == parts;
-            if last {
-                inputs.push(("hyper", Input::F32(&hyper)));
-            }
-            let entry = if last { "train_step" } else { "accumulate" };
-            let results = self
-                .engine
-                .call(entry, &batch.sizes(), &inputs, Some(&mut self.state))?;
-            loss += first(&results, "loss");
-            norm = first(&results, "norm");
+            let (batch, offsets) = self.batch(((step - 1) * parts as u64 + part as u64) * rows as u64);
+            let (one, of_all) = self.call(&batch, (part + 1 == parts).then_some(&hyper[..]))?;
+            loss += one;
+            norm = of_all;
+            windows.extend(offsets);
         }
         finite(step, "the loss", loss)?;
         finite(step, "the norm of its gradients", norm)?;
@@ -145,8 +154,8 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Is what the last step left worth a checkpoint? A step tells its loss before its update: that the update was too large shows
-    /// in the masters, or in the loss that they have next.
+    /// Is what the last step left worth a checkpoint? A step tells loss and norm before its update: that the update was too large
+    /// shows in the masters, or in the loss and the norm that they have next.
     pub fn check(&mut self) -> Result<(), TrainError> {
         for name in self.state.names().filter(|n| n.starts_with(PARAM)) {
             let values = self.state.read(name).map(|v| v.data).unwrap_or_default();
@@ -154,11 +163,11 @@ impl<'a> Trainer<'a> {
                 finite(self.step, &name[PARAM.len()..], f64::from(*x))?;
             }
         }
-        let next = self.step * (self.recipe.batch * self.recipe.accumulate) as u64;
-        let at = self.windows.offset(next);
-        let window = self.windows.at(at)[..self.recipe.context].to_vec();
-        let (sum, _) = self.losses(&window)?;
-        finite(self.step + 1, "the loss", sum)
+        let next = self.step + 1;
+        let (batch, _) = self.batch(self.step * (self.recipe.batch * self.recipe.accumulate) as u64);
+        let (loss, norm) = self.call(&batch, Some(&self.recipe.hyper(next).still()))?;
+        finite(next, "the loss", loss)?;
+        finite(next, "the norm of its gradients", norm)
     }
 
     /// Mean loss on a text, as `loopc eval` has it: windows of the recipe's context that do not overlap, the last one may be shorter.
