@@ -251,12 +251,17 @@ impl Run<'_> {
     ) -> anyhow::Result<Run<'a>> {
         let path = folder.join("metrics.jsonl");
         let known = saved.and_then(|_| fs::read_to_string(&path).ok()).unwrap_or_default();
-        // What a kill cut short is no line.
-        let lines = known.lines().filter_map(|l| serde_json::from_str(l).ok());
-        let lines: Vec<Line> = lines.filter(|l: &Line| Some(l.step) <= saved).collect();
-        let mut text = String::new();
-        for line in &lines {
-            text += &(serde_json::to_string(line)? + "\n");
+        // What a kill cut short is no line; the others stay to the letter.
+        let (mut lines, mut text) = (vec![], String::new());
+        for known in known.lines() {
+            match serde_json::from_str::<Line>(known) {
+                Ok(line) if Some(line.step) <= saved => {
+                    text += known;
+                    text.push('\n');
+                    lines.push(line);
+                }
+                _ => {}
+            }
         }
         runtime::weights::write_whole(&path, &[text.as_bytes()])?;
         let metrics = fs::OpenOptions::new().append(true).open(&path);
