@@ -333,7 +333,8 @@ mod tests {
     /// Every state that a kill between two system calls of [`write`] leaves: the last complete checkpoint is found.
     #[test]
     fn a_kill_anywhere_leaves_a_checkpoint() {
-        let all: [(&[(&str, &str)], Option<&str>); 6] = [
+        type Left<'a> = &'a [(&'a str, &'a str)];
+        let all: [(Left, Option<&str>); 6] = [
             (&[], None),
             (&[(".checkpoint.part", "torn")], None),
             (&[("checkpoint", "1"), (".checkpoint.part", "torn")], Some("1")),
