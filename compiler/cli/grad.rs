@@ -54,15 +54,23 @@ impl Args {
             let shape = grad.shape.iter().map(|n| *n as usize).collect();
             tensors.push((format!("grad.{name}"), shape, bytes(&grad.data)));
         }
-        let views: Vec<_> = tensors.iter().map(|(name, shape, data)| (name.as_str(), shape, data)).collect();
+        let views: Vec<_> = tensors
+            .iter()
+            .map(|(name, shape, data)| (name.as_str(), shape, data))
+            .collect();
         runtime::weights::write_safetensors(&self.output, &views)
             .with_context(|| format!("cannot write {}", self.output.display()))?;
         if self.common.json {
-            let report = serde_json::json!({ "output": self.output, "loss": found.loss, "tensors": found.tensors.len() });
+            let report =
+                serde_json::json!({ "output": self.output, "loss": found.loss, "tensors": found.tensors.len() });
             println!("{report}");
         } else {
             let output = self.output.display();
-            println!("{output}: loss {:.6}, gradients of {} tensors", found.loss, found.tensors.len());
+            println!(
+                "{output}: loss {:.6}, gradients of {} tensors",
+                found.loss,
+                found.tensors.len()
+            );
         }
         Ok(())
     }

@@ -163,7 +163,9 @@ impl<'m> Differentiation<'m> {
 
     /// What the called function is asked for, its results' gradients left open.
     fn demand(&self, op: &Op, active: &HashSet<ValueId>) -> Result<Option<Demand>, GradientError> {
-        let Some((name, layer)) = callee(op) else { return Ok(None) };
+        let Some((name, layer)) = callee(op) else {
+            return Ok(None);
+        };
         let f = self.function(name)?;
         Ok(Some(Demand {
             function: name.to_string(),
@@ -177,8 +179,20 @@ impl<'m> Differentiation<'m> {
     fn active(&self, demand: &Demand) -> Result<HashSet<ValueId>, GradientError> {
         let f = self.function(&demand.function)?;
         let mut active = HashSet::new();
-        active.extend(inputs(f).iter().zip(&demand.inputs).filter(|(_, a)| **a).map(|(i, _)| i.0));
-        active.extend(f.params.iter().zip(&demand.weights).filter(|(_, w)| **w).map(|(p, _)| p.0));
+        active.extend(
+            inputs(f)
+                .iter()
+                .zip(&demand.inputs)
+                .filter(|(_, a)| **a)
+                .map(|(i, _)| i.0),
+        );
+        active.extend(
+            f.params
+                .iter()
+                .zip(&demand.weights)
+                .filter(|(_, w)| **w)
+                .map(|(p, _)| p.0),
+        );
         for op in &f.ops {
             match self.demand(op, &active)? {
                 Some(inner) => {
@@ -296,9 +310,16 @@ impl<'m> Differentiation<'m> {
             let before: Vec<ValueId> = names.iter().map(|i| i.0).collect();
             trim(&mut out);
             let kept: HashSet<ValueId> = out.params.iter().map(|p| p.0).collect();
-            let place = |d: usize| out.params.iter().any(|p| p.1 == Param::Input(format!("d.{}", f.returns[d].0)));
+            let place = |d: usize| {
+                out.params
+                    .iter()
+                    .any(|p| p.1 == Param::Input(format!("d.{}", f.returns[d].0)))
+            };
             let taken: Vec<usize> = taken.into_iter().filter(|d| place(*d)).collect();
-            let of_function = self.made.iter().filter(|m| m.name.starts_with(&format!("{}_backward", f.name)));
+            let of_function = self
+                .made
+                .iter()
+                .filter(|m| m.name.starts_with(&format!("{}_backward", f.name)));
             out.name = match of_function.count() {
                 0 => format!("{}_backward", f.name),
                 n => format!("{}_backward{}", f.name, n + 1),
@@ -324,7 +345,9 @@ fn rule(out: &mut Function, op: &Op, dy: ValueId, at: usize) -> Result<ValueId, 
         op: op.name.clone(),
         reason,
     };
-    let rule = ops::op(&op.name).and_then(|def| def.gradient).ok_or_else(|| fail(String::new()))?;
+    let rule = ops::op(&op.name)
+        .and_then(|def| def.gradient)
+        .ok_or_else(|| fail(String::new()))?;
     rule(&mut Chain { f: out, op, dy, at }).map_err(|e| fail(format!(": {e}")))
 }
 

@@ -98,7 +98,13 @@ pub fn gradients(config: &Config, options: &Options, wanted: &dyn Fn(&str) -> bo
         functions: layers.clone(),
     };
     module.functions.push(objective(config, options, &layers));
-    Ok(ir::gradient::gradient(&module, "objective", "loss", wanted, "gradients")?)
+    Ok(ir::gradient::gradient(
+        &module,
+        "objective",
+        "loss",
+        wanted,
+        "gradients",
+    )?)
 }
 
 /// `objective(tokens, targets, weights)`: `loss` [1, 1] = sum(nll * weights).

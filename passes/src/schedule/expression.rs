@@ -9,7 +9,9 @@ use super::{Def, Frame, Scheduler, float, int};
 use crate::PassError;
 
 pub fn is_elementwise(name: &str) -> bool {
-    unary(name).is_some() || binary(name).is_some() || matches!(name, "cast" | "where" | "mask" | "constant" | "one_hot" | "is_target")
+    unary(name).is_some()
+        || binary(name).is_some()
+        || matches!(name, "cast" | "where" | "mask" | "constant" | "one_hot" | "is_target")
 }
 
 fn unary(name: &str) -> Option<Unary> {

@@ -61,7 +61,10 @@ impl Groups {
                 && !returned.contains(&v)
                 && read.iter().all(|(r, at)| absorbs(&groups, &f.ops[*r], *at, options));
             let wanted: HashSet<ValueId> = read.iter().filter_map(|(r, _)| root.get(r).copied()).collect();
-            let free = matches!(op.name.as_str(), "constant" | "mask" | "one_hot" | "is_target" | "sweep");
+            let free = matches!(
+                op.name.as_str(),
+                "constant" | "mask" | "one_hot" | "is_target" | "sweep"
+            );
             if all_absorb && free {
                 groups.waiting.insert(v);
                 // Its own operands must be free to wait too: a sweep's state has no memory.

@@ -233,13 +233,27 @@ impl Scheduler<'_> {
         let width = to.shape[1].coef;
         let block = (1..=64).rev().find(|b| width % b == 0).unwrap_or(1);
         let none = || Size::from(0);
-        let shape = [Size::from(width / block), x.shape[0].clone(), x.shape[1].clone(), Size::from(block)];
+        let shape = [
+            Size::from(width / block),
+            x.shape[0].clone(),
+            x.shape[1].clone(),
+            Size::from(block),
+        ];
         let mut k = KernelBuilder::keeping_all("scatter_rows", &shape);
         k.ordered = 2;
-        let row = k.load(rows, &[none(), rows.strides[0].clone(), rows.strides[1].clone(), none()], None);
+        let row = k.load(
+            rows,
+            &[none(), rows.strides[0].clone(), rows.strides[1].clone(), none()],
+            None,
+        );
         let column = &x.strides[2];
         let by_block = |stride: &Size| stride * &Size::from(block);
-        let strides = [by_block(column), x.strides[0].clone(), x.strides[1].clone(), column.clone()];
+        let strides = [
+            by_block(column),
+            x.strides[0].clone(),
+            x.strides[1].clone(),
+            column.clone(),
+        ];
         let value = k.load(x, &strides, None);
         let column = &to.strides[1];
         let place = [by_block(column), none(), none(), column.clone()];
