@@ -6,7 +6,7 @@ use super::{Sandbox, root};
 
 fn gradients(s: &Sandbox, model: &str, tokens: &[String], more: &[&str]) -> BTreeMap<String, Vec<f32>> {
     let out = s.path("gradients").display().to_string();
-    let mut args = vec!["grad", model, "-o", &out];
+    let mut args = vec!["grad", model, "-o", &out, "--threads", "1"];
     tokens.iter().for_each(|row| args.extend(["--tokens", row]));
     args.extend(more);
     s.ok(&args);

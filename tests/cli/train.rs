@@ -89,6 +89,10 @@ impl Runs {
         if !more.contains(&"--resume") {
             args.extend(["--recipe".to_string(), self.file("recipe.toml")]);
         }
+        // On a machine that is busy, threads wait for each other longer than they compute anything so small.
+        if !more.contains(&"--threads") {
+            args.extend(["--threads".to_string(), "1".to_string()]);
+        }
         args.extend(more.iter().map(|m| m.to_string()));
         args
     }
