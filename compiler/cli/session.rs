@@ -51,9 +51,13 @@ impl Source {
         Ok((artefact, times))
     }
 
-    /// Any module over this checkpoint's weights.
+    /// Any module over this checkpoint's weights; one that was compiled before is in the cache.
     pub fn compile_module(&self, module: ir::Module, request: &Request) -> anyhow::Result<Artefact> {
-        Ok(self.compile_timed(module, request)?.0)
+        let text = module.to_string();
+        if !request.emit.is_empty() {
+            return Ok(self.compile_timed(module, request)?.0);
+        }
+        cached(self, request, &text, || Ok(self.compile_timed(module, request)?.0))
     }
 
     fn compile_timed(&self, module: ir::Module, request: &Request) -> anyhow::Result<(Artefact, Times)> {
@@ -149,7 +153,7 @@ impl Session {
                 program: common.program(),
                 emit: vec![],
             };
-            let artefact = cached(&source, &request)?;
+            let artefact = cached(&source, &request, "", || Ok(source.compile(&request)?.0))?;
             (artefact, source)
         } else {
             let artefact = Artefact::open(path)?;
@@ -201,8 +205,14 @@ impl Session {
     }
 }
 
-/// From the cache, or compiled and put there. A cache that cannot be written costs time, not the run.
-fn cached(source: &Source, request: &Request) -> anyhow::Result<Artefact> {
+/// From the cache, or compiled and put there. A cache that cannot be written costs time, not the run. `module` is the graph's text
+/// where it does not follow from the rest.
+fn cached(
+    source: &Source,
+    request: &Request,
+    module: &str,
+    compile: impl FnOnce() -> anyhow::Result<Artefact>,
+) -> anyhow::Result<Artefact> {
     let folder = std::path::absolute(&source.folder)?;
     let targets: Vec<&str> = request.targets.iter().map(|t| t.name).collect();
     let file = cache::file(&[
@@ -213,6 +223,7 @@ fn cached(source: &Source, request: &Request) -> anyhow::Result<Artefact> {
         request.dtype.name(),
         &request.max_context.to_string(),
         &request.program.name,
+        module,
     ]);
     if file.exists() {
         match Artefact::open(&file) {
@@ -220,7 +231,7 @@ fn cached(source: &Source, request: &Request) -> anyhow::Result<Artefact> {
             Err(e) => eprintln!("loopc: the cached artefact is not usable ({e}); compiling again"),
         }
     }
-    let (artefact, _) = source.compile(request)?;
+    let artefact = compile()?;
     let written = std::fs::create_dir_all(cache::folder())
         .map_err(anyhow::Error::from)
         .and_then(|()| Ok(artefact.write(&file)?));

@@ -85,6 +85,9 @@ struct Line {
     validation: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tokens_per_second: Option<f64>,
+    /// Where the step's windows begin in the text, in tokens: with the recipe, all that a replay of the run needs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    windows: Option<Vec<usize>>,
 }
 
 /// A run's folder.
@@ -95,6 +98,18 @@ struct Run<'a> {
     lines: Vec<Line>,
     metrics: fs::File,
     board: Writer,
+    /// The step of the checkpoint that is there.
+    saved: Option<u64>,
+}
+
+/// The run's folder for this process alone, as long as the file is open.
+fn claim(folder: &Path) -> anyhow::Result<fs::File> {
+    let held = fs::File::open(folder).with_context(|| format!("cannot open {}", folder.display()))?;
+    match held.try_lock() {
+        Err(fs::TryLockError::WouldBlock) => bail!("{}: another loopc trains there now", folder.display()),
+        // A file system without locks is no reason not to train.
+        _ => Ok(held),
+    }
 }
 
 impl Args {
@@ -118,27 +133,46 @@ impl Args {
     }
 
     pub fn run(self) -> anyhow::Result<()> {
+        let place = self.output.join("checkpoint");
+        let held = self.output.exists().then(|| claim(&self.output)).transpose()?;
+        match (checkpoint::find(&place)?, self.resume) {
+            (true, false) => {
+                bail!(
+                    "{} holds a run; go on with --resume, or choose another --output",
+                    self.output.display()
+                )
+            }
+            (false, true) => bail!(
+                "{}: no checkpoint to resume; begin the run without --resume",
+                place.display()
+            ),
+            _ => {}
+        }
         let recipe = self.recipe()?;
         let trainable = recipe.check()?;
-        let place = self.output.join("checkpoint");
-        if place.exists() && !self.resume {
+        let source = Source::open(&self.model)?;
+        let wanted = |name: &str| trainable.includes(name);
+        if !model::weights::expected(&source.config).keys().any(|name| wanted(name)) {
             bail!(
-                "{} holds a run; go on with --resume, or choose another --output",
-                self.output.display()
+                "trainable = {trainable}: {} has no such tensor; choose gates, gates+norms, all, or a regular expression",
+                self.model.display()
             );
         }
-        let source = Source::open(&self.model)?;
         let end = source.config.eos.first().copied();
         let of = |files: &[PathBuf]| tokens::of_files(files, &self.field, &source.folder, end);
         let train = of(&self.data)?;
+        let checked = |tokens: &[u32], files: &[PathBuf], what: &str| {
+            let names: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
+            let checked = model::train::check_text(tokens, recipe.context, source.config.vocab);
+            checked.with_context(|| format!("{what} {}", names.join(" ")))
+        };
+        checked(&train, &self.data, "--data")?;
         let mut held_out = of(&self.validation)?;
+        // As `loopc eval` reads a text: nothing is predicted behind its end.
+        held_out.pop_if(|last| end == Some(*last));
         held_out.truncate(recipe.validate_tokens);
-        if !self.validation.is_empty() && held_out.len() <= recipe.context {
-            bail!(
-                "--validation: {} tokens are no window of {} and the next; give more text or a smaller --context",
-                held_out.len(),
-                recipe.context
-            );
+        if !self.validation.is_empty() {
+            checked(&held_out, &self.validation, "--validation")?;
         }
 
         let mut entries = vec!["train_step".to_string(), "loss".to_string()];
@@ -155,8 +189,11 @@ impl Args {
             program: self.common.program(),
             emit,
         };
-        let wanted = |name: &str| trainable.includes(name);
-        let options = source.graph_options(&request);
+        let mut options = source.graph_options(&request);
+        if wanted("model.embed_tokens.weight") {
+            // The trained table is f32, and so is the one of the checkpoint that is written.
+            options.embedding = DType::F32;
+        }
         let rewrite = |module| request.program.forward(module).map_err(|e| e.to_string());
         let objective = model::graph::Objective {
             batch: recipe.batch,
@@ -171,11 +208,21 @@ impl Args {
         let engine = Engine::load(&artefact, &source.checkpoint, Options { threads })?;
         let mut trainer = Trainer::new(&engine, recipe.clone(), train, source.config.vocab)?;
         if self.resume {
-            trainer.step = checkpoint::resume(&mut trainer.state, &place)?;
+            trainer.step = checkpoint::resume(&mut trainer.state, &source.checkpoint, &place)?;
+            if trainer.step > recipe.steps {
+                bail!(
+                    "{}: it is of step {}, and steps = {}",
+                    place.display(),
+                    trainer.step,
+                    recipe.steps
+                );
+            }
         } else {
             checkpoint::begin(&mut trainer.state, &source.checkpoint)?;
+            fs::create_dir_all(&self.output).with_context(|| format!("cannot make {}", self.output.display()))?;
         }
-        let mut run = Run::open(&self.output, &source, &recipe, trainer.step)?;
+        let _held = held.map_or_else(|| claim(&self.output), Ok)?;
+        let mut run = Run::open(&self.output, &source, &recipe, self.resume.then_some(trainer.step))?;
         engine.profile(self.common.verbose);
         let finished = run.train(&mut trainer, &held_out)?;
         for (kernel, count, time) in engine.profile(false).into_iter().take(25) {
@@ -216,32 +263,43 @@ impl Args {
 
 impl Run<'_> {
     /// Metrics after the step that the run goes on from are dropped: those steps are taken again.
-    fn open<'a>(folder: &'a Path, source: &'a Source, recipe: &'a Recipe, step: u64) -> anyhow::Result<Run<'a>> {
-        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    fn open<'a>(
+        folder: &'a Path,
+        source: &'a Source,
+        recipe: &'a Recipe,
+        saved: Option<u64>,
+    ) -> anyhow::Result<Run<'a>> {
         let path = folder.join("metrics.jsonl");
-        let known = if step > 0 {
-            fs::read_to_string(&path).unwrap_or_default()
-        } else {
-            String::new()
-        };
-        let lines: Vec<Line> = known.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
-        let lines: Vec<Line> = lines.into_iter().filter(|l| l.step <= step).collect();
-        let mut metrics = fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-        for line in &lines {
-            writeln!(metrics, "{}", serde_json::to_string(line)?)?;
+        let known = saved.and_then(|_| fs::read_to_string(&path).ok()).unwrap_or_default();
+        // What a kill cut short is no line; the others stay to the letter.
+        let (mut lines, mut text) = (vec![], String::new());
+        for known in known.lines() {
+            match serde_json::from_str::<Line>(known) {
+                Ok(line) if Some(line.step) <= saved => {
+                    text += known;
+                    text.push('\n');
+                    lines.push(line);
+                }
+                _ => {}
+            }
         }
+        runtime::weights::write_whole(&path, &[text.as_bytes()])?;
+        let metrics = fs::OpenOptions::new().append(true).open(&path);
         Ok(Run {
             folder,
             source,
             recipe,
             lines,
-            metrics,
-            board: Writer::create(&folder.join("tensorboard"), step)?,
+            metrics: metrics.with_context(|| format!("cannot write {}", path.display()))?,
+            board: Writer::create(&folder.join("tensorboard"), saved.unwrap_or(0))?,
+            saved,
         })
     }
 
     fn note(&mut self, line: Line) -> anyhow::Result<()> {
-        writeln!(self.metrics, "{}", serde_json::to_string(&line)?)?;
+        let text = serde_json::to_string(&line)? + "\n";
+        let written = self.metrics.write_all(text.as_bytes());
+        written.with_context(|| format!("{}: {}", self.folder.join("metrics.jsonl").display(), self.kept()))?;
         let scalars = [
             ("loss/train", line.loss),
             ("loss/validation", line.validation),
@@ -252,6 +310,14 @@ impl Run<'_> {
         self.board.scalars(line.step, &scalars)?;
         self.lines.push(line);
         Ok(())
+    }
+
+    /// What is left when the run fails.
+    fn kept(&self) -> String {
+        match self.saved {
+            Some(step) => format!("the checkpoint of step {step} is kept"),
+            None => "there is no checkpoint yet".to_string(),
+        }
     }
 
     /// Until the recipe's last step or Ctrl-C; says whether it was the former.
@@ -270,7 +336,7 @@ impl Run<'_> {
         let due = |every: u64, step: u64| every > 0 && step.is_multiple_of(every);
         while trainer.step < self.recipe.steps && !stop.load(Ordering::Relaxed) {
             let start = Instant::now();
-            let step = trainer.advance()?;
+            let step = trainer.advance().with_context(|| self.kept())?;
             let rate = step.tokens as f64 / start.elapsed().as_secs_f64();
             self.note(Line {
                 step: step.step,
@@ -279,6 +345,7 @@ impl Run<'_> {
                 rate_part: Some(step.part),
                 validation: None,
                 tokens_per_second: Some(rate),
+                windows: Some(step.windows),
             })?;
             bar.set_message(format!("loss {:.4}  {rate:.0} tokens/s", step.loss));
             bar.set_position(step.step);
@@ -299,10 +366,15 @@ impl Run<'_> {
     }
 
     fn validate(&mut self, trainer: &mut Trainer, held_out: &[u32]) -> anyhow::Result<()> {
-        if held_out.is_empty() {
+        // A run that goes on at its end has been here before.
+        let known = self
+            .lines
+            .iter()
+            .any(|l| l.step == trainer.step && l.validation.is_some());
+        if held_out.is_empty() || known {
             return Ok(());
         }
-        let loss = trainer.validate(held_out)?;
+        let loss = trainer.validate(held_out).with_context(|| self.kept())?;
         self.note(Line {
             step: trainer.step,
             loss: None,
@@ -310,10 +382,15 @@ impl Run<'_> {
             rate_part: None,
             validation: Some(loss),
             tokens_per_second: None,
+            windows: None,
         })
     }
 
-    fn save(&mut self, trainer: &Trainer) -> anyhow::Result<()> {
+    fn save(&mut self, trainer: &mut Trainer) -> anyhow::Result<()> {
+        if self.saved == Some(trainer.step) {
+            return Ok(());
+        }
+        trainer.check().with_context(|| self.kept())?;
         self.metrics.sync_all()?;
         let place = self.folder.join("checkpoint");
         checkpoint::write(
@@ -322,7 +399,9 @@ impl Run<'_> {
             &trainer.state,
             self.recipe,
             trainer.step,
-        )?;
+        )
+        .with_context(|| format!("no checkpoint of step {}: {}", trainer.step, self.kept()))?;
+        self.saved = Some(trainer.step);
         self.plot().context("loss.svg")
     }
 

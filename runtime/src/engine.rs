@@ -55,7 +55,6 @@ pub struct State {
 }
 
 impl State {
-    /// Names and shapes; sizes that depend on the call are given as they are now.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.specs.iter().map(|s| s.name.as_str())
     }
@@ -69,12 +68,22 @@ impl State {
         self.specs.iter().any(|s| s.shape.iter().any(|n| !n.syms.is_empty()))
     }
 
+    /// Of a state, for this batch and capacity.
+    pub fn shape(&self, name: &str) -> Option<Vec<i64>> {
+        let spec = self.specs.iter().find(|s| s.name == name)?;
+        let sizes = self.sizes();
+        spec.shape.iter().map(|n| eval(n, &sizes)).collect()
+    }
+
     /// The state's numbers, widened to f32.
     pub fn read(&self, name: &str) -> Option<Output> {
         let at = self.specs.iter().position(|s| s.name == name)?;
-        let (spec, sizes) = (&self.specs[at], self.sizes());
-        let shape: Vec<i64> = spec.shape.iter().map(|n| eval(n, &sizes)).collect::<Option<_>>()?;
-        let data = widened(&self.buffers[at], shape.iter().product::<i64>() as usize, spec.dtype);
+        let shape = self.shape(name)?;
+        let data = widened(
+            &self.buffers[at],
+            shape.iter().product::<i64>() as usize,
+            self.specs[at].dtype,
+        );
         Some(Output { shape, data })
     }
 

@@ -14,15 +14,15 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// `None` if there is not one whole window.
-    pub fn new(tokens: Vec<u32>, context: usize, seed: u64) -> Option<Windows> {
-        let windows = Windows {
+    /// The text has one whole window at least.
+    pub fn new(tokens: Vec<u32>, context: usize, seed: u64) -> Windows {
+        assert!(tokens.len() > context, "a text is checked before it is cut");
+        Windows {
             tokens,
             context,
             seed,
             order: None,
-        };
-        (windows.count() > 0).then_some(windows)
+        }
     }
 
     /// Windows of an epoch; what is left at the end of the text is not used.
@@ -30,8 +30,8 @@ impl Windows {
         self.tokens.len().saturating_sub(1) / self.context
     }
 
-    /// The `n`-th window of the run, epoch after epoch, each in an order of its own.
-    pub fn window(&mut self, n: u64) -> &[u32] {
+    /// Where the `n`-th window of the run begins in the text, epoch after epoch, each in an order of its own.
+    pub fn offset(&mut self, n: u64) -> usize {
         let count = self.count();
         let (epoch, place) = (n / count as u64, (n % count as u64) as usize);
         if self.order.as_ref().is_none_or(|(e, _)| *e != epoch) {
@@ -41,8 +41,12 @@ impl Windows {
             order.shuffle(&mut rng);
             self.order = Some((epoch, order));
         }
-        let at = self.order.as_ref().map_or(0, |(_, order)| order[place] as usize) * self.context;
-        &self.tokens[at..at + self.context + 1]
+        self.order.as_ref().map_or(0, |(_, order)| order[place] as usize) * self.context
+    }
+
+    /// The tokens of the window at this offset.
+    pub fn at(&self, offset: usize) -> &[u32] {
+        &self.tokens[offset..offset + self.context + 1]
     }
 }
 
@@ -52,10 +56,13 @@ mod tests {
 
     #[test]
     fn every_token_is_predicted_once_an_epoch() {
-        let mut windows = Windows::new((0..103).collect(), 10, 7).unwrap();
+        let mut windows = Windows::new((0..103).collect(), 10, 7);
         assert_eq!(windows.count(), 10);
-        let epoch =
-            |w: &mut Windows, e: u64| -> Vec<Vec<u32>> { (0..10).map(|i| w.window(e * 10 + i).to_vec()).collect() };
+        let window = |w: &mut Windows, n: u64| {
+            let at = w.offset(n);
+            w.at(at).to_vec()
+        };
+        let epoch = |w: &mut Windows, e: u64| -> Vec<Vec<u32>> { (0..10).map(|i| window(w, e * 10 + i)).collect() };
         let (first, second) = (epoch(&mut windows, 0), epoch(&mut windows, 1));
         assert_ne!(first, second);
         for windows in [&first, &second] {
@@ -64,9 +71,8 @@ mod tests {
             assert_eq!(targets, (1..=100).collect::<Vec<u32>>());
         }
         // Out of order gives the same: a run that goes on needs no history.
-        assert_eq!(windows.window(3).to_vec(), first[3]);
-        let mut other = Windows::new((0..103).collect(), 10, 8).unwrap();
+        assert_eq!(window(&mut windows, 3), first[3]);
+        let mut other = Windows::new((0..103).collect(), 10, 8);
         assert_ne!(epoch(&mut other, 0), first);
-        assert!(Windows::new((0..10).collect(), 10, 7).is_none());
     }
 }

@@ -8,4 +8,4 @@ pub mod recipe;
 mod trainer;
 
 pub use recipe::Recipe;
-pub use trainer::{Step, TrainError, Trainer};
+pub use trainer::{Step, TrainError, Trainer, check_text};

@@ -112,9 +112,12 @@ impl Recipe {
             path: path.to_path_buf(),
             source,
         })?;
-        toml::from_str(&text).map_err(|e| RecipeError::Toml {
-            path: path.to_path_buf(),
-            reason: e.to_string().trim_end().to_string(),
+        toml::from_str(&text).map_err(|e| {
+            let line = 1 + text[..e.span().map_or(0, |s| s.start)].matches('\n').count();
+            RecipeError::Toml {
+                path: path.to_path_buf(),
+                reason: format!("line {line}: {}", e.message()),
+            }
         })
     }
 
@@ -142,9 +145,20 @@ impl Recipe {
             ("floor", self.floor),
         ];
         for (key, x) in numbers.into_iter().chain(own) {
-            if x.is_nan() || x < 0.0 {
-                return wrong(key, x.to_string(), "it must not be negative");
+            // The compiled step computes in f32. Only a clip may be infinite: it means not at all.
+            let finite = key == "clip" || (x as f32).is_finite();
+            if x.is_nan() || x < 0.0 || !finite {
+                return wrong(key, x.to_string(), "it must be a number and not negative");
             }
+        }
+        // With 0 either a tensor without a gradient or every tensor becomes 0 / 0.
+        for (key, x) in [("eps", self.eps), ("clip", self.clip)] {
+            if x as f32 == 0.0 {
+                return wrong(key, x.to_string(), "it must be above 0 (clip = inf: not at all)");
+            }
+        }
+        if self.floor > 1.0 {
+            return wrong("floor", self.floor.to_string(), "it must be at most 1");
         }
         for (key, x) in [("beta1", self.beta1), ("beta2", self.beta2)] {
             if !(0.0..1.0).contains(&x) {
@@ -255,6 +269,13 @@ mod tests {
             ("context = 1", "context"),
             ("beta2 = 1.0", "beta2"),
             ("rate = -1.0", "rate"),
+            ("rate = inf", "rate"),
+            ("rate = 1e39", "rate"),
+            ("decay = nan", "decay"),
+            ("eps = 0.0", "eps"),
+            ("clip = 0.0", "clip"),
+            ("floor = 1.5", "floor"),
+            ("gates = { rate = -1.0 }", "gates"),
             ("trainable = \"(\"", "trainable"),
         ] {
             let recipe: Recipe = toml::from_str(text).unwrap();

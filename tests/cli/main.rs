@@ -1,5 +1,8 @@
 //! The command line as a user meets it: what works prints what it should, what is wrong is told in one line, exit 1 or 2.
 
+mod gradients;
+mod train;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
