@@ -327,5 +327,5 @@ fn data_that_cannot_be_trained_on_is_told_in_one_line() {
         s.file("short.txt", b"Emma was"),
     );
     let more = ["--validation", &short, "--context", "16"];
-    train(&long, &more, "more text or a smaller --context");
+    train(&long, &more, "more text or a smaller context");
 }

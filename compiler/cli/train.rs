@@ -228,10 +228,13 @@ impl Args {
         for (kernel, count, time) in engine.profile(false).into_iter().take(25) {
             eprintln!("{:9.3} s  {count:6} x  {kernel}", time.as_secs_f64());
         }
-        self.report(&run, &trainer, finished)
+        let planned = engine.planned(&[]).map(|n| n + trainer.state.bytes());
+        self.report(&run, &trainer, finished, planned)
     }
 
-    fn report(&self, run: &Run, trainer: &Trainer, finished: bool) -> anyhow::Result<()> {
+    /// `planned`: bytes of weights, states and working memory.
+    fn report(&self, run: &Run, trainer: &Trainer, finished: bool, planned: Option<usize>) -> anyhow::Result<()> {
+        let peak = peak_resident();
         let last = |of: &dyn Fn(&Line) -> Option<f64>| run.lines.iter().rev().find_map(of);
         let (loss, validation) = (last(&|l| l.loss), last(&|l| l.validation));
         let first = run.lines.iter().find_map(|l| l.validation);
@@ -239,7 +242,7 @@ impl Args {
         if self.common.json {
             let report = serde_json::json!({
                 "checkpoint": checkpoint, "step": trainer.step, "finished": finished, "loss": loss,
-                "validation_before": first, "validation": validation,
+                "validation_before": first, "validation": validation, "planned_bytes": planned, "peak_bytes": peak,
             });
             println!("{report}");
             return Ok(());
@@ -254,11 +257,23 @@ impl Args {
             shown(validation),
             shown(first),
         );
+        if let (Some(planned), Some(peak)) = (planned, peak) {
+            let gib = |n: usize| n as f64 / (1u64 << 30) as f64;
+            println!("memory: {:.2} GiB planned, {:.2} GiB at most", gib(planned), gib(peak));
+        }
         if !finished {
             println!("stopped; go on with --resume");
         }
         Ok(())
     }
+}
+
+/// The process's largest resident set so far, as Linux tells it.
+fn peak_resident() -> Option<usize> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let kib: usize = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+    Some(kib << 10)
 }
 
 impl Run<'_> {

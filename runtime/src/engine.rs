@@ -59,6 +59,11 @@ impl State {
         self.specs.iter().map(|s| s.name.as_str())
     }
 
+    /// Memory of all states.
+    pub fn bytes(&self) -> usize {
+        self.buffers.iter().map(Memory::len).sum()
+    }
+
     fn sizes(&self) -> Sizes {
         Sizes::from([("B".to_string(), self.batch), ("C".to_string(), self.capacity)])
     }
@@ -233,6 +238,18 @@ impl Engine {
         }
     }
 
+    /// Bytes that calls with these sizes take at most: all weights, those read in place included, and the largest entry's working
+    /// memory. States, inputs and outputs come on top. `None` where a size is not known.
+    pub fn planned(&self, sizes: &[(&str, i64)]) -> Option<usize> {
+        let values: Sizes = sizes.iter().map(|(k, v)| (k.to_string(), *v)).collect();
+        let mut work = 0;
+        for ready in self.entries.values() {
+            let layout = layout(&ready.entry, &values)?;
+            work = work.max(layout.arena + layout.scratch * self.pool.threads());
+        }
+        Some(work + self.weights.iter().map(WeightBuffer::bytes).sum::<usize>())
+    }
+
     /// Reads every weight once over the pool and does nothing else: (bytes, time). What decoding cannot beat.
     pub fn read_weights(&self) -> (usize, Duration) {
         const PIECE: usize = 1 << 20;
@@ -303,27 +320,12 @@ impl Engine {
         let unknown = || failed(format!("a size is unknown or too large; given are {values:?}"));
 
         let mut work = self.work.lock().unwrap_or_else(|p| p.into_inner());
-        // The arena: slots one after the other, each as large as its largest tenant.
-        let mut offsets = vec![];
-        let mut total = 0i64;
-        for slot in &e.slots {
-            let mut largest = 0;
-            for size in slot {
-                largest = largest.max(eval(size, &values).ok_or_else(unknown)?);
-            }
-            offsets.push(total as usize);
-            total = total
-                .checked_add(largest)
-                .and_then(|n| n.checked_add(64 + 63))
-                .ok_or_else(unknown)?
-                & !63;
-        }
-        let arena = grown(&mut work.arena, total as usize)?;
-        let mut scratch_size = 0i64;
-        for launch in &e.launches {
-            scratch_size = scratch_size.max(eval(&launch.scratch, &values).ok_or_else(unknown)?);
-        }
-        let scratch_size = (scratch_size as usize).next_multiple_of(64) + 64;
+        let Layout {
+            offsets,
+            arena,
+            scratch: scratch_size,
+        } = layout(e, &values).ok_or_else(unknown)?;
+        let arena = grown(&mut work.arena, arena)?;
         let scratch = grown(&mut work.scratch, scratch_size * self.pool.threads())?;
 
         // Inputs and outputs in memory of this call.
@@ -429,6 +431,36 @@ impl Call {
             )
         }
     }
+}
+
+/// Working memory of a call.
+struct Layout {
+    /// Of the slots in the arena.
+    offsets: Vec<usize>,
+    arena: usize,
+    /// Of one thread.
+    scratch: usize,
+}
+
+/// The arena: slots one after the other, each as large as its largest tenant.
+fn layout(e: &Entry, values: &Sizes) -> Option<Layout> {
+    let (mut offsets, mut arena, mut scratch) = (vec![], 0i64, 0i64);
+    for slot in &e.slots {
+        let mut largest = 0;
+        for size in slot {
+            largest = largest.max(eval(size, values)?);
+        }
+        offsets.push(arena as usize);
+        arena = arena.checked_add(largest).and_then(|n| n.checked_add(64 + 63))? & !63;
+    }
+    for launch in &e.launches {
+        scratch = scratch.max(eval(&launch.scratch, values)?);
+    }
+    Some(Layout {
+        offsets,
+        arena: arena as usize,
+        scratch: (scratch as usize).next_multiple_of(64) + 64,
+    })
 }
 
 fn eval(size: &Size, values: &Sizes) -> Option<i64> {

@@ -24,10 +24,14 @@ fn gradients(s: &Sandbox, model: &str, tokens: &[String], more: &[&str]) -> BTre
 }
 
 /// Relative Frobenius norm of what two gradients differ in.
-fn distance(a: &[f32], b: &[f32]) -> f64 {
+fn distance(a: &[f32], b: &[f32], least: f64) -> f64 {
     assert_eq!(a.len(), b.len());
-    let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-    norm(&mut a.iter().zip(b).map(|(x, y)| x - y)) / norm(&mut b.iter().copied()).max(1e-30)
+    let apart: Vec<f32> = a.iter().zip(b).map(|(x, y)| x - y).collect();
+    norm(&apart) / norm(b).max(least)
+}
+
+fn norm(v: &[f32]) -> f64 {
+    v.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt()
 }
 
 #[test]
@@ -55,8 +59,10 @@ fn fused_gradients_are_the_unfused_ones() {
             let fused = gradients(&s, &folder, &tokens, &[]);
             let unfused = gradients(&s, &folder, &tokens, &["--no-fuse"]);
             assert!(fused.keys().eq(unfused.keys()));
+            // A tensor that nothing depends on (one key: no score matters) has rounding errors for a gradient.
+            let most = unfused.values().map(|g| norm(g)).fold(0.0, f64::max);
             for (name, wanted) in &unfused {
-                let d = distance(&fused[name], wanted);
+                let d = distance(&fused[name], wanted, 1e-3 * most);
                 assert!(d < 1e-5, "{model}, {} tokens: {name} is off by {d:e}", tokens.len());
             }
         }

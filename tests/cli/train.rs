@@ -236,7 +236,7 @@ fn a_killed_run_goes_on_bit_for_bit() {
     names.sort();
     assert_eq!(
         names,
-        ["checkpoint", "loss.svg", "metrics.jsonl"],
+        ["checkpoint", "loss.svg", "metrics.jsonl", "tensorboard"],
         "nothing else is left"
     );
     // A run that is through stays as it is.
@@ -416,13 +416,10 @@ fn nonsense_is_told_in_one_line() {
     };
     // Texts.
     train(&["--data", "no/such/text"], "no/such/text");
-    train(
-        &["--data", &file("empty.txt", b"")],
-        "empty.txt: 1 tokens, and a window takes 513",
-    );
+    train(&["--data", &file("empty.txt", b"")], "empty.txt is empty");
     train(&["--data", &file("short.txt", b"A few words.")], "short.txt");
     train(
-        &["--data", &file("binary.txt", &[0xff, 0xfe, 0, 1])],
+        &["--data", &file("binary.txt", b"caf\xe9 noir")],
         "binary.txt is not UTF-8",
     );
     train(

@@ -3,7 +3,7 @@
 //! Only what the rules changed is written anew; a class without a measure in it is still the value it came from. A choice that
 //! has no ops (scores that are no scaled product of queries and keys) leaves its root as it was.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use egg::{Id, Language};
 use ir::{Attr, Attrs, DType, Function, ValueId};
@@ -90,11 +90,15 @@ impl Exporter<'_> {
         let new = if own == *at {
             new
         } else {
-            let perm: Option<Vec<i64>> = at
-                .iter()
-                .map(|i| own.iter().position(|o| o == i).map(|p| p as i64))
-                .collect();
-            let perm = perm.filter(|p| p.iter().collect::<HashSet<_>>().len() == own.len())?;
+            // Axes of size 1 have no index: any of them will do, each once.
+            let mut perm: Vec<i64> = vec![];
+            for i in at {
+                let free = |p: &usize| own[*p] == *i && !perm.contains(&(*p as i64));
+                perm.push((0..own.len()).find(free)? as i64);
+            }
+            if perm.len() != own.len() {
+                return None;
+            }
             self.f.transpose(new, &perm)
         };
         let ty = self.f.ty(v).clone();
