@@ -12,5 +12,5 @@ for trainable in ${TRAINABLE:-gates gates+norms all}; do
   OURS="$PYTHON benches/peers/loopc_train_step.py $LOOPC $LOOP $TEXT --threads $THREADS --trainable $trainable"
   TORCH="$PYTHON benches/peers/torch_train_step.py $LOOP --threads $THREADS --trainable $trainable"
   "$PYTHON" benches/peers/compare.py --keys train_tok_s --rounds "${ROUNDS:-2}" --ours "$OURS" \
-    --peer "op by op=$OURS -- --no-fuse" --peer "PyTorch=$TORCH" --peer "torch.compile=$TORCH --compile"
+    --peer "ours, op by op=$OURS --no-fuse" --peer "PyTorch=$TORCH" --peer "torch.compile=$TORCH --compile"
 done

@@ -2,7 +2,8 @@
 
     python compare.py --ours 'COMMAND' --peer NAME='COMMAND' [--peer ...] [--rounds 2] [--keys train_tok_s]
 
-Every COMMAND prints, as its last line, a JSON object with prefill_tok_s and decode_tok_s, or the keys that are asked for. The engines take turns, `rounds` times, and
+Every COMMAND prints, as its last line, a JSON object with prefill_tok_s and decode_tok_s, or the keys that are asked for. An engine whose name begins
+with "ours" is shown and is no peer. The engines take turns, `rounds` times, and
 each keeps its best: what else the machine does then hits all of them alike. Exit 1 if a command fails or leaves a number out.
 """
 import argparse, json, shlex, subprocess, sys
@@ -34,7 +35,8 @@ def main():
     print(" " * 20 + "".join(f"{key:>16}" for key in keys))
     for name, row in best.items():
         print(f"{name:20}" + "".join(f"{row[key]:16.2f}" for key in keys))
-    ratio = {key: best["ours"][key] / max(row[key] for name, row in best.items() if name != "ours") for key in keys}
+    peers = [row for name, row in best.items() if not name.startswith("ours")]
+    ratio = {key: best["ours"][key] / max(row[key] for row in peers) for key in keys}
     print(f"{'ours / best peer':20}" + "".join(f"{ratio[key]:16.2f}" for key in keys))
     print(json.dumps({"rates": best, "ours_over_best_peer": ratio}))
 

@@ -1,6 +1,6 @@
 """Tokens per second of `loopc train`'s best step, and its peak memory.
 
-    python loopc_train_step.py LOOPC FOLDER TEXT --trainable gates [--batch 4] [--context 512] [--steps 4] [-- further options]
+    python loopc_train_step.py LOOPC FOLDER TEXT --trainable gates [--batch 4] [--context 512] [--steps 4] [--no-fuse]
 
 Prints, last, {"train_tok_s": ..., "peak_gb": ...}.
 """
@@ -18,12 +18,12 @@ def main():
     p.add_argument("--steps", default="4")
     p.add_argument("--threads", default="2")
     p.add_argument("--dtype", default="bf16")
-    p.add_argument("more", nargs="*")
+    p.add_argument("--no-fuse", action="store_true")
     a = p.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run = pathlib.Path(folder) / "run"
         numbers = [f"--{key}={getattr(a, key)}" for key in ("trainable", "batch", "context", "steps", "threads", "dtype")]
-        command = [a.loopc, "train", a.folder, "--data", a.text, "--output", run, "--rate=1e-5", *numbers, *a.more]
+        command = [a.loopc, "train", a.folder, "--data", a.text, "--output", run, "--rate=1e-5", *numbers, *["--no-fuse"] * a.no_fuse]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024**2

@@ -207,7 +207,12 @@ impl Matmul<'_> {
         rounded.unwrap_or_else(|| self.a_row(e, index))
     }
 
-    /// All columns of some rows, whose stores wait for the last one.
+    /// Is it a store of columns as they go by?
+    fn is_per_column(&self, stage: &Stage) -> bool {
+        matches!(stage, Stage::Store { to, .. } if to.strides.last().is_some_and(|s| s.coef != 0))
+    }
+
+    /// All columns of some rows; stores of rows' results wait for the last one.
     fn reduced_tile(&mut self, e: &mut Emit, panels: Val, first: Val, last: Val, scratch: Val) {
         let (states, place) = self.states.take().expect("the kernel reduces");
         let (zero, count) = (e.i64(0), e.sub(last, first));
@@ -225,7 +230,7 @@ impl Matmul<'_> {
             let mut point = self.point(e, at, index);
             let (states, place) = self.states.as_ref().expect("the kernel reduces");
             states.finish(e, &mut point, *place, row);
-            for stage in &self.body.kernel.stages {
+            for stage in self.body.kernel.stages.iter().filter(|s| !self.is_per_column(s)) {
                 if let Stage::Store { to, value, .. } = stage {
                     let value = self.body.scalar(e, &mut point, *value);
                     self.body.store_scalar(e, &mut point, to, value);
@@ -409,15 +414,24 @@ impl Matmul<'_> {
     fn epilogue(&self, e: &mut Emit, row: Val, index: Vec<Val>, columns: &[Val], masks: &[Option<Val>], acc: &[Val]) {
         let mut point = self.point(e, row, index);
         if let Some((states, place)) = &self.states {
-            for stage in &self.body.kernel.stages {
-                if matches!(stage, Stage::Reduce { .. }) {
-                    self.body.hoist(e, &mut point, stage);
-                }
+            let early = |s: &&Stage| matches!(s, Stage::Reduce { .. }) || self.is_per_column(s);
+            for stage in self.body.kernel.stages.iter().filter(early) {
+                self.body.hoist(e, &mut point, stage);
             }
             let columns = columns.iter().zip(masks).zip(acc);
             let mut columns: Vec<Columns> = columns.map(|((c, m), a)| Columns::new(*c, *m, Some(*a))).collect();
             let row = e.sub(row, self.first);
-            return states.take(e, &self.body, &mut point, *place, row, &mut columns);
+            states.take(e, &self.body, &mut point, *place, row, &mut columns);
+            for stage in self.body.kernel.stages.iter().filter(|s| self.is_per_column(s)) {
+                let Stage::Store { to, value, .. } = stage else {
+                    continue;
+                };
+                for columns in &mut columns {
+                    let value = self.body.vector(e, &mut point, columns, *value);
+                    self.body.store_vector(e, &mut point, columns, to, value, None);
+                }
+            }
+            return;
         }
         for stage in &self.body.kernel.stages {
             self.body.hoist(e, &mut point, stage);

@@ -1,8 +1,8 @@
 //! Kernels that fill panels while they compute: what a matmul multiplies and no load has packed, such as activations and trained weights.
 //!
 //!     for tile in begin..end                  PANEL_ROWS points of `outer`
-//!       k the rows:     for pair of rows      a vector of columns of both, interleaved, is a vector of units
-//!       k the columns:  for lanes of rows     a square of units, turned in registers
+//!       k the rows:     for panel, pair of rows   a vector of columns of both, interleaved, is a vector of units
+//!       k the columns:  for lanes of rows         a square of units, turned in registers
 //!
 //! Panels end in zeros where k is odd; a panel's columns behind the last n hold anything: nobody stores what they give.
 
@@ -52,12 +52,29 @@ pub fn emit(kernel: &Kernel, target: &Target) -> String {
         let last = e.mul(end, tile);
         let rows = e.i64(p.rows);
         let last = e.min(last, rows);
-        e.for_loop(first, last, step, &[], |e, row, _| {
-            if turned {
+        if turned {
+            e.for_loop(first, last, step, &[], |e, row, _| {
                 p.square(e, row);
-            } else {
-                p.rows_together(e, row);
-            }
+                vec![]
+            });
+            return;
+        }
+        // A panel's rows of units lie one behind the other: all of a tile before the next panel.
+        e.for_loop(first, last, PANEL_ROWS, &[], |e, row, _| {
+            let tile = e.i64(PANEL_ROWS);
+            let end = e.add(row, tile);
+            let end = e.min(end, last);
+            let (zero, cols) = (e.i64(0), e.i64(p.cols));
+            e.for_loop(zero, cols, MATMUL_COLS, &[], |e, panel, _| {
+                let width = e.i64(MATMUL_COLS);
+                let to = e.add(panel, width);
+                let to = e.min(to, cols);
+                e.for_loop(row, end, step, &[], |e, row, _| {
+                    p.rows_together(e, row, [panel, to]);
+                    vec![]
+                });
+                vec![]
+            });
             vec![]
         });
     });
@@ -79,8 +96,8 @@ impl Pack<'_> {
         (k + self.pair - 1) / self.pair
     }
 
-    /// Rows are k: one or two of them give a row of units.
-    fn rows_together(&self, e: &mut Emit, row: Val) {
+    /// Rows are k: one or two of them give a row of units, here of these columns.
+    fn rows_together(&self, e: &mut Emit, row: Val, [from, to]: [Val; 2]) {
         let lanes = self.body.lanes;
         let one = e.i64(1);
         let next = e.add(row, one);
@@ -95,8 +112,8 @@ impl Pack<'_> {
             .collect();
         let pair = e.i64(self.pair);
         let unit = e.div(row, pair);
-        let (zero, cols) = (e.i64(0), e.i64(self.cols));
-        e.for_loop(zero, cols, lanes as i64, &[], |e, column, _| {
+        let cols = e.i64(self.cols);
+        e.for_loop(from, to, lanes as i64, &[], |e, column, _| {
             let mask = (self.cols % lanes as i64 != 0).then(|| {
                 let left = e.sub(cols, column);
                 e.first_lanes(left, lanes)

@@ -10,6 +10,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -175,7 +176,12 @@ fn write_draft(
 
 /// A tensor of a file that is written. States are read when it is their turn: a large model is not held twice.
 enum Part<'a> {
-    Kept(TensorView<'a>),
+    /// As it stands in a file that is mapped; from where on.
+    Kept {
+        view: TensorView<'a>,
+        file: &'a fs::File,
+        offset: usize,
+    },
     State {
         state: &'a State,
         name: String,
@@ -194,7 +200,7 @@ impl<'a> Part<'a> {
 
     fn name(&self) -> &str {
         match self {
-            Part::Kept(_) => "",
+            Part::Kept { .. } => "",
             Part::State { name, .. } => name,
         }
     }
@@ -203,21 +209,28 @@ impl<'a> Part<'a> {
 impl View for Part<'_> {
     fn dtype(&self) -> Dtype {
         match self {
-            Part::Kept(view) => view.dtype(),
+            Part::Kept { view, .. } => view.dtype(),
             Part::State { .. } => Dtype::F32,
         }
     }
 
     fn shape(&self) -> &[usize] {
         match self {
-            Part::Kept(view) => view.shape(),
+            Part::Kept { view, .. } => view.shape(),
             Part::State { shape, .. } => shape,
         }
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
         match self {
-            Part::Kept(view) => view.data().into(),
+            Part::Kept { view, file, offset } => {
+                // Read, not taken from the map: a map's pages would stay with the process, all of the model in the end.
+                let mut bytes = vec![0; view.data().len()];
+                match file.read_exact_at(&mut bytes, *offset as u64) {
+                    Ok(()) => bytes.into(),
+                    Err(_) => view.data().into(),
+                }
+            }
             Part::State { state, name, .. } => {
                 let values = state.read(name).map(|v| v.data).unwrap_or_default();
                 values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>().into()
@@ -227,7 +240,7 @@ impl View for Part<'_> {
 
     fn data_len(&self) -> usize {
         match self {
-            Part::Kept(view) => view.data().len(),
+            Part::Kept { view, .. } => view.data().len(),
             Part::State { shape, .. } => 4 * shape.iter().product::<usize>(),
         }
     }
@@ -252,7 +265,12 @@ fn rewrite(from: &Path, to: &Path, trained: &BTreeSet<String>, state: &State) ->
             .then(|| Part::state(state, &format!("{PARAM}{name}")))
             .flatten();
         any |= new.is_some();
-        parts.push((name.to_string(), new.unwrap_or(Part::Kept(view))));
+        let kept = Part::Kept {
+            offset: view.data().as_ptr() as usize - map.as_ptr() as usize,
+            view,
+            file: &file,
+        };
+        parts.push((name.to_string(), new.unwrap_or(kept)));
     }
     if any {
         save(to, parts, ("format", "pt"))?;

@@ -191,8 +191,12 @@ impl KernelBuilder {
     }
 
     pub fn reduce(&mut self, op: Reduction, value: ExprId) -> ExprId {
-        self.stages.push(Stage::Reduce { op, value });
-        let stage = self.stages.len() - 1;
+        let wanted = Stage::Reduce { op, value };
+        let known = self.stages.iter().position(|s| *s == wanted);
+        let stage = known.unwrap_or_else(|| {
+            self.stages.push(wanted);
+            self.stages.len() - 1
+        });
         self.expr(Expr::Reduced(stage))
     }
 

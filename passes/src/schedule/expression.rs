@@ -60,6 +60,9 @@ impl Scheduler<'_> {
             },
             _ => self.placed(frame, root, &ty),
         };
+        if self.options.epilogues && k.contraction.as_ref().is_some_and(|c| c.batch == 0 && c.also.is_none()) {
+            self.rows_of_logits(frame, &mut k, root, value)?;
+        }
         let mut strides = to.broadcast_strides(shape.len());
         if frame.groups().is_heavy(root) {
             // A contraction's columns have a stride even if there is one.

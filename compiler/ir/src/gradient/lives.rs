@@ -41,6 +41,14 @@ pub fn shorten(f: &mut Function) {
     for (_, v) in &f.returns {
         *uses.entry(*v).or_default() += 1;
     }
+    // What a kernel knows without reading has no memory.
+    let free: HashSet<ValueId> = f
+        .ops
+        .iter()
+        .filter(|op| is_free(op))
+        .flat_map(|op| op.results.iter().copied())
+        .collect();
+    let bytes = |v: ValueId| if free.contains(&v) { 0 } else { bytes(f, v, &sizes) };
     let made: HashSet<ValueId> = f.ops.iter().flat_map(|op| op.results.iter().copied()).collect();
     let mut missing: Vec<usize> = f
         .ops
@@ -52,9 +60,9 @@ pub fn shorten(f: &mut Function) {
     while !ready.is_empty() {
         let growth = |i: usize| -> i64 {
             let op = &f.ops[i];
-            let new: i64 = op.results.iter().map(|v| bytes(f, *v, &sizes)).sum();
+            let new: i64 = op.results.iter().map(|v| bytes(*v)).sum();
             let last = distinct(op).filter(|v| made.contains(v) && uses[v] == 1);
-            new - last.map(|v| bytes(f, v, &sizes)).sum::<i64>()
+            new - last.map(bytes).sum::<i64>()
         };
         let best = ready.iter().copied().min_by_key(|i| (growth(*i), *i)).unwrap_or(0);
         ready.retain(|i| *i != best);
@@ -75,6 +83,10 @@ pub fn shorten(f: &mut Function) {
     }
     let mut ops: Vec<Option<Op>> = std::mem::take(&mut f.ops).into_iter().map(Some).collect();
     f.ops = order.into_iter().filter_map(|i| ops[i].take()).collect();
+}
+
+fn is_free(op: &Op) -> bool {
+    matches!(op.name.as_str(), "constant" | "mask" | "one_hot" | "is_target")
 }
 
 fn distinct(op: &Op) -> impl Iterator<Item = ValueId> + '_ {

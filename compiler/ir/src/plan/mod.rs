@@ -195,7 +195,7 @@ pub struct Access {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Stage {
     /// Over all columns, in f32; `Expr::Reduced` reads it in later stages. Beside a contraction all reductions come first, none
-    /// needs another's result, and stores are one per point of `outer`: the columns are walked once.
+    /// needs another's result, and no column's store does: the columns are walked once.
     Reduce { op: Reduction, value: ExprId },
     /// Per column if the access has a column stride, else once per point of `outer`. Rounded to the argument's type.
     /// With a condition: only where it holds.
