@@ -40,7 +40,8 @@ pub fn of_files(files: &[PathBuf], field: &str, folder: &Path, end: Option<u32>)
     Ok(tokens)
 }
 
-fn documents(file: &Path, bytes: Vec<u8>, field: &str) -> anyhow::Result<Vec<String>> {
+/// The texts of a file: all of it, or those of its lines.
+pub fn documents(file: &Path, bytes: Vec<u8>, field: &str) -> anyhow::Result<Vec<String>> {
     let text = String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8 text", file.display()))?;
     if file.extension().is_none_or(|e| e != "jsonl" && e != "json") {
         return Ok(vec![text]);
