@@ -10,7 +10,7 @@ use runtime::weights::Checkpoint;
 use safetensors::Dtype;
 
 use crate::config::{Config, ConfigError};
-use crate::train::checkpoint::{RECIPE_FILE, STATE_FILE};
+use crate::train::checkpoint::RECIPE_FILE;
 use crate::weights::{self, WeightsError};
 use crate::write::{self, WriteError, io_error};
 
@@ -43,9 +43,9 @@ pub fn export(folder: &Path, out: &Path, store: Store) -> Result<(), ExportError
         for entry in fs::read_dir(folder).map_err(io_error(folder))? {
             let entry = entry.map_err(io_error(folder))?;
             let (from, name) = (entry.path(), entry.file_name());
-            let weights = [".safetensors", ".safetensors.index.json"];
-            let weights = weights.iter().any(|end| name.to_string_lossy().ends_with(end));
-            let replaced = weights || ["config.json", RECIPE_FILE, STATE_FILE].iter().any(|n| name == *n);
+            let endings = [".safetensors", ".safetensors.index.json"];
+            let tensors = endings.iter().any(|end| name.to_string_lossy().ends_with(end));
+            let replaced = tensors || ["config.json", RECIPE_FILE].iter().any(|n| name == *n);
             if !replaced && from.is_file() {
                 fs::copy(&from, draft.join(&name)).map_err(io_error(&from))?;
             }
@@ -59,14 +59,14 @@ pub fn export(folder: &Path, out: &Path, store: Store) -> Result<(), ExportError
             map.insert("torch_dtype".to_string(), name.into());
         }
         write::json(&draft.join("config.json"), &json)?;
-        write::tensors(&draft.join("model.safetensors"), tensors(&config, &checkpoint, store))?;
+        write::tensors(&draft.join("model.safetensors"), converted(&config, &checkpoint, store))?;
         // What we wrote must be what we would read.
         let written = Config::from_folder(draft)?;
         Ok(weights::check(&written, &Checkpoint::open(draft)?)?)
     })
 }
 
-fn tensors<'a>(config: &Config, checkpoint: &'a Checkpoint, store: Store) -> Vec<(String, write::Tensor<'a>)> {
+fn converted<'a>(config: &Config, checkpoint: &'a Checkpoint, store: Store) -> Vec<(String, write::Tensor<'a>)> {
     let tensor = |(name, shape): (String, Vec<i64>)| {
         let read = name.clone();
         let bytes = move || {

@@ -174,7 +174,7 @@ fn byte_level_bpe(texts: &[String], entries: usize) -> Result<String, InitError>
 /// in gates start alike.
 fn fresh(config: &Config, options: &Options) -> Result<Vec<(String, write::Tensor<'static>)>, InitError> {
     let expected = weights::expected(config);
-    let parameters = expected.values().map(|shape| shape.iter().product::<i64>()).sum();
+    let parameters: i64 = expected.values().map(|shape| shape.iter().product::<i64>()).sum();
     if parameters > MOST_PARAMETERS {
         return Err(InitError::Parameters(parameters));
     }

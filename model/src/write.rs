@@ -81,7 +81,7 @@ impl View for Tensor<'_> {
     }
 
     fn data_len(&self) -> usize {
-        self.shape.iter().product::<usize>() * self.dtype.size()
+        self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8
     }
 }
 
