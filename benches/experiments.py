@@ -99,17 +99,27 @@ class Experiment:
         """Standard output of the binary; it and its progress are seen on standard error."""
         words = [str(w) for w in [self.args.loopc, *words]]
         print("+", " ".join(words), file=sys.stderr, flush=True)
-        done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
-        if done.returncode:
-            sys.exit(f"experiments.py: `{words[1]}` failed (exit {done.returncode}); what is done is kept, run again to go on")
-        return done.stdout
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as child:
+            try:
+                said = child.stdout.read()
+            except KeyboardInterrupt:
+                # It goes to the whole process group: the binary saves what it has and ends.
+                said = child.stdout.read()
+        if child.returncode:
+            sys.exit(f"experiments.py: `{words[1]}` failed (exit {child.returncode}); what is done is kept, run again to go on")
+        return said
 
-    def texts(self):
+    def prepare(self):
+        """The split as files. What is in WORK from other settings is refused."""
         train, held_out = split(self.args.text, self.args.held_out)
+        # All that results in WORK depend on.
+        names = ["base_steps", "steps", "tokens_per_step", "eval_tokens", "window", "gate_bias", "vocab", "shape", "pretrained"]
+        settings = {name: getattr(self.args, name) for name in names} | {"recipes": RECIPES}
+        settings = json.dumps(settings, indent=1, default=str)
         self.work.mkdir(parents=True, exist_ok=True)
-        for path, text in [(self.train_text, train), (self.held_out, held_out)]:
+        for path, text in [(self.train_text, train), (self.held_out, held_out), (self.work / "settings.json", settings)]:
             if path.exists() and path.read_text(encoding="utf-8") != text:
-                sys.exit(f"experiments.py: {path} was made from other texts; choose another WORK")
+                sys.exit(f"experiments.py: {path} was made by other texts or settings; choose another WORK")
             path.write_text(text, encoding="utf-8")
 
     def train(self, start, out, recipe, steps, seed):
@@ -120,12 +130,10 @@ class Experiment:
         recipe |= {"validate_every": 0, "checkpoint_every": self.args.checkpoint_every}
         # Tables come last in TOML.
         recipe = dict(sorted(recipe.items(), key=lambda item: isinstance(item[1], dict)))
-        text, file, report = toml(recipe), out.with_suffix(".toml"), out.with_suffix(".json")
-        if file.exists() and file.read_text() != text:
-            sys.exit(f"experiments.py: {file} says other settings; choose another WORK")
+        file, report = out.with_suffix(".toml"), out.with_suffix(".json")
         if not report.exists():
             out.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
+            file.write_text(toml(recipe))
             resume = ["--resume"] if (out / "checkpoint").exists() else []
             common = ["--data", self.train_text, "--recipe", file, "-o", out, "--json", *self.threads()]
             said = self.loopc("train", start, *common, *resume)
@@ -264,7 +272,7 @@ def arguments():
 def main():
     args = arguments()
     experiment = Experiment(args)
-    experiment.texts()
+    experiment.prepare()
     by_seed = {seed: experiment.seed(seed) for seed in args.seeds}
     (args.work / "results.json").write_text(json.dumps(by_seed, indent=1))
     settings(args)
