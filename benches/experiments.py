@@ -246,7 +246,7 @@ def arguments():
     p.add_argument("--loopc", default="target/release/loopc")
     p.add_argument("--seeds", type=numbers, default=[1, 2, 3])
     p.add_argument("--modes", type=lambda t: t.split(","), default=MODES)
-    p.add_argument("--base-recipes", type=lambda t: [r for r in t.split(",") if r], default=["run2", "all"], help="controls: run2, all")
+    p.add_argument("--base-recipes", type=lambda t: [r for r in t.split(",") if r], help="controls: run2, all [default: both, run2 with --pretrained]")
     p.add_argument("--base-steps", type=int, default=2000)
     p.add_argument("--steps", type=int, default=300, help="of each training after the base's")
     p.add_argument("--tokens-per-step", type=int, default=4096)
@@ -261,6 +261,11 @@ def arguments():
     p.add_argument("--pretrained", type=pathlib.Path, help="a folder to start from instead of a base from scratch")
     p.add_argument("--threads", type=int)
     args = p.parse_args()
+    if args.base_recipes is None:
+        args.base_recipes = ["run2"] if args.pretrained else ["run2", "all"]
+    longest = max(r["context"] for r in RECIPES.values())
+    if args.tokens_per_step < 1 or args.tokens_per_step % longest:
+        p.error(f"--tokens-per-step {args.tokens_per_step}: a step has whole windows of every recipe, so a multiple of {longest}")
     if shutil.which(args.loopc) is None:
         p.error(f"--loopc {args.loopc}: no such program; build it with `cargo build --release`")
     for path in args.text:
