@@ -21,6 +21,9 @@ pub struct Args {
     /// Whose gradients: gates, gates+norms, all, or a regular expression over tensor names
     #[arg(long, default_value = "all")]
     trainable: Trainable,
+    /// Bytes of activations to keep for the backward, for example 2G; what has no room is computed again
+    #[arg(long, value_parser = options::bytes)]
+    memory_limit: Option<u64>,
     /// Where to write `loss` [] (mean next-token cross entropy) and `grad.NAME` for every trainable tensor, f32
     #[arg(short, long)]
     output: PathBuf,
@@ -41,7 +44,15 @@ impl Args {
             emit: vec![],
         };
         let wanted = |name: &str| self.trainable.includes(name);
-        let module = model::graph::gradients(&source.config, &source.graph_options(&request), &wanted)?;
+        let rewrite = |module| request.program.forward(module).map_err(|e| e.to_string());
+        let objective = model::graph::Objective {
+            batch: rows.len(),
+            context: rows[0].len(),
+            wanted: &wanted,
+            memory: self.memory_limit.unwrap_or(u64::MAX),
+            rewrite: &rewrite,
+        };
+        let module = model::graph::gradients(&source.config, &source.graph_options(&request), &objective)?;
         let artefact = source.compile_module(module, &request)?;
         let threads = self.common.threads();
         let engine = Engine::load(&artefact, &source.checkpoint, Options { threads })?;
@@ -54,15 +65,23 @@ impl Args {
             let shape = grad.shape.iter().map(|n| *n as usize).collect();
             tensors.push((format!("grad.{name}"), shape, bytes(&grad.data)));
         }
-        let views: Vec<_> = tensors.iter().map(|(name, shape, data)| (name.as_str(), shape, data)).collect();
+        let views: Vec<_> = tensors
+            .iter()
+            .map(|(name, shape, data)| (name.as_str(), shape, data))
+            .collect();
         runtime::weights::write_safetensors(&self.output, &views)
             .with_context(|| format!("cannot write {}", self.output.display()))?;
         if self.common.json {
-            let report = serde_json::json!({ "output": self.output, "loss": found.loss, "tensors": found.tensors.len() });
+            let report =
+                serde_json::json!({ "output": self.output, "loss": found.loss, "tensors": found.tensors.len() });
             println!("{report}");
         } else {
             let output = self.output.display();
-            println!("{output}: loss {:.6}, gradients of {} tensors", found.loss, found.tensors.len());
+            println!(
+                "{output}: loss {:.6}, gradients of {} tensors",
+                found.loss,
+                found.tensors.len()
+            );
         }
         Ok(())
     }

@@ -114,3 +114,21 @@ pub fn batch(rows: &[Tokens]) -> anyhow::Result<Vec<Vec<u32>>> {
     }
     Ok(rows.iter().map(|row| row.0.clone()).collect())
 }
+
+/// Bytes: a number, with K, M or G behind it for powers of 1024.
+pub fn bytes(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.char_indices().next_back() {
+        Some((at, 'K' | 'k')) => (&text[..at], 1u64 << 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 1 << 20),
+        Some((at, 'G' | 'g')) => (&text[..at], 1 << 30),
+        _ => (text, 1),
+    };
+    let number: f64 = number
+        .parse()
+        .map_err(|_| "a number of bytes, such as 500M or 2G".to_string())?;
+    if number.is_finite() && number >= 0.0 {
+        Ok((number * unit as f64) as u64)
+    } else {
+        Err("a number of bytes, such as 500M or 2G".to_string())
+    }
+}

@@ -17,13 +17,22 @@ pub fn of_files(files: &[PathBuf], field: &str, folder: &Path, end: Option<u32>)
     for file in files {
         let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
         let mut hash = Sha256::new();
-        for part in [&vocabulary[..], field.as_bytes(), format!("{end:?}").as_bytes(), &bytes[..]] {
+        for part in [
+            &vocabulary[..],
+            field.as_bytes(),
+            format!("{end:?}").as_bytes(),
+            &bytes[..],
+        ] {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
         }
         let kept = cache::folder().join(format!("{}.tokens", cache::hex(&hash.finalize())));
         if let Some(known) = std::fs::read(&kept).ok().filter(|b| b.len() % 4 == 0) {
-            tokens.extend(known.chunks_exact(4).map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]])));
+            tokens.extend(
+                known
+                    .chunks_exact(4)
+                    .map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]])),
+            );
             continue;
         }
         let mut own = vec![];

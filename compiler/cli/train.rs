@@ -15,7 +15,7 @@ use model::train::{Recipe, Trainer, checkpoint};
 use runtime::engine::{Engine, Options};
 use serde::{Deserialize, Serialize};
 
-use crate::options::Common;
+use crate::options::{self, Common};
 use crate::session::{Request, Source};
 use crate::tokens;
 
@@ -57,6 +57,12 @@ pub struct Args {
     rate: Option<f64>,
     #[arg(long)]
     seed: Option<u64>,
+    /// Bytes of activations to keep for the backward, for example 2G; what has no room is computed again
+    #[arg(long, value_parser = options::bytes)]
+    memory_limit: Option<u64>,
+    /// Write a stage's files, as `loopc compile` does: STAGE=DIR
+    #[arg(long, value_name = "STAGE=DIR")]
+    emit: Vec<String>,
     /// The string of a .jsonl line that is the text
     #[arg(long, default_value = "text")]
     field: String,
@@ -114,7 +120,10 @@ impl Args {
         let trainable = recipe.check()?;
         let place = self.output.join("checkpoint");
         if place.exists() && !self.resume {
-            bail!("{} holds a run; go on with --resume, or choose another --output", self.output.display());
+            bail!(
+                "{} holds a run; go on with --resume, or choose another --output",
+                self.output.display()
+            );
         }
         let source = Source::open(&self.model)?;
         let end = source.config.eos.first().copied();
@@ -123,22 +132,38 @@ impl Args {
         let mut held_out = of(&self.validation)?;
         held_out.truncate(recipe.validate_tokens);
         if !self.validation.is_empty() && held_out.len() <= recipe.context {
-            bail!("--validation: {} tokens are no window of {}", held_out.len(), recipe.context);
+            bail!(
+                "--validation: {} tokens are no window of {}",
+                held_out.len(),
+                recipe.context
+            );
         }
 
         let mut entries = vec!["train_step".to_string(), "loss".to_string()];
         entries.extend((recipe.accumulate > 1).then(|| "accumulate".to_string()));
+        let mut emit = vec![];
+        for text in &self.emit {
+            emit.extend(options::emit(text)?);
+        }
         let request = Request {
             entries,
             targets: vec![Target::native()?],
             dtype: self.common.dtype.map_or(DType::F32, |t| t.dtype()),
             max_context: recipe.context as i64,
             program: self.common.program(),
-            emit: vec![],
+            emit,
         };
         let wanted = |name: &str| trainable.includes(name);
         let options = source.graph_options(&request);
-        let module = model::graph::training::training(&source.config, &options, &wanted, recipe.accumulate > 1)?;
+        let rewrite = |module| request.program.forward(module).map_err(|e| e.to_string());
+        let objective = model::graph::Objective {
+            batch: recipe.batch,
+            context: recipe.context,
+            wanted: &wanted,
+            memory: self.memory_limit.unwrap_or(u64::MAX),
+            rewrite: &rewrite,
+        };
+        let module = model::graph::training::training(&source.config, &options, &objective, recipe.accumulate > 1)?;
         let artefact = source.compile_module(module, &request)?;
         let threads = self.common.threads();
         let engine = Engine::load(&artefact, &source.checkpoint, Options { threads })?;
@@ -192,7 +217,11 @@ impl Run<'_> {
     fn open<'a>(folder: &'a Path, source: &'a Source, recipe: &'a Recipe, step: u64) -> anyhow::Result<Run<'a>> {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let path = folder.join("metrics.jsonl");
-        let known = if step > 0 { fs::read_to_string(&path).unwrap_or_default() } else { String::new() };
+        let known = if step > 0 {
+            fs::read_to_string(&path).unwrap_or_default()
+        } else {
+            String::new()
+        };
         let lines: Vec<Line> = known.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
         let lines: Vec<Line> = lines.into_iter().filter(|l| l.step <= step).collect();
         let mut metrics = fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
@@ -221,9 +250,7 @@ impl Run<'_> {
         // A second handler is refused: there is one run per process.
         ctrlc::set_handler(move || asked.store(true, Ordering::Relaxed))?;
         let bar = ProgressBar::new(self.recipe.steps);
-        bar.set_style(ProgressStyle::with_template(
-            "{bar:30} {pos}/{len}  {msg}  {eta} left",
-        )?);
+        bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  {eta} left")?);
         bar.set_position(trainer.step);
         bar.reset_eta();
         if trainer.step == 0 {
@@ -278,7 +305,13 @@ impl Run<'_> {
     fn save(&mut self, trainer: &Trainer) -> anyhow::Result<()> {
         self.metrics.sync_all()?;
         let place = self.folder.join("checkpoint");
-        checkpoint::write(&place, &self.source.checkpoint, &trainer.state, self.recipe, trainer.step)?;
+        checkpoint::write(
+            &place,
+            &self.source.checkpoint,
+            &trainer.state,
+            self.recipe,
+            trainer.step,
+        )?;
         self.plot().context("loss.svg")
     }
 
@@ -286,11 +319,17 @@ impl Run<'_> {
     fn plot(&self) -> anyhow::Result<()> {
         use plotters::prelude::*;
         let points = |of: &dyn Fn(&Line) -> Option<f64>| -> Vec<(f64, f64)> {
-            self.lines.iter().filter_map(|l| Some((l.step as f64, of(l)?))).collect()
+            self.lines
+                .iter()
+                .filter_map(|l| Some((l.step as f64, of(l)?)))
+                .collect()
         };
         let (loss, validation) = (points(&|l| l.loss), points(&|l| l.validation));
         let both = || loss.iter().chain(&validation).map(|p| p.1);
-        let (low, high) = (both().fold(f64::INFINITY, f64::min), both().fold(f64::NEG_INFINITY, f64::max));
+        let (low, high) = (
+            both().fold(f64::INFINITY, f64::min),
+            both().fold(f64::NEG_INFINITY, f64::max),
+        );
         if low > high {
             return Ok(());
         }
@@ -316,7 +355,11 @@ impl Run<'_> {
                 .draw_series(dots)?
                 .label("validation")
                 .legend(|(x, y)| Circle::new((x + 8, y), 4, RED.filled()));
-            chart.configure_series_labels().border_style(BLACK).background_style(WHITE).draw()?;
+            chart
+                .configure_series_labels()
+                .border_style(BLACK)
+                .background_style(WHITE)
+                .draw()?;
             area.present()?;
         }
         fs::rename(&beside, path)?;

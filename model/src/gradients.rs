@@ -40,12 +40,6 @@ impl Batch {
         }
     }
 
-    /// B and T.
-    pub fn sizes(&self) -> [(&'static str, i64); 2] {
-        let b = self.rows.max(1);
-        [("B", b as i64), ("T", (self.tokens.len() / b) as i64)]
-    }
-
     pub fn inputs(&self) -> [(&'static str, Input<'_>); 3] {
         [
             ("tokens", Input::I32(&self.tokens)),
@@ -55,7 +49,7 @@ impl Batch {
     }
 }
 
-/// Of equally long sequences of at least 2 tokens.
+/// Of equally long sequences of at least 2 tokens: as many and as long as the entry was compiled for.
 pub fn gradients(
     engine: &Engine,
     config: &Config,
@@ -69,7 +63,7 @@ pub fn gradients(
     }
     let batch = Batch::next_token(sequences);
     let results = engine
-        .call("gradients", &batch.sizes(), &batch.inputs(), None)
+        .call("gradients", &[], &batch.inputs(), None)
         .map_err(|e| GenerateError::Run(Box::new(e)))?;
     let mut tensors = BTreeMap::new();
     let mut loss = f32::NAN;

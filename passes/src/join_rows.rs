@@ -5,10 +5,11 @@
 
 use std::collections::{HashMap, HashSet};
 
-use ir::{Attr, Attrs, Dim, Function, Op, TensorType, ValueId};
+use ir::{Attr, Attrs, Dim, Function, Op, Size, TensorType, ValueId};
 
 use crate::order::{makers, sort};
 use crate::schedule::expression::is_elementwise;
+use crate::schedule::view::sizes;
 use crate::schedule::{flag, int};
 use crate::{Pass, PassError};
 
@@ -59,11 +60,16 @@ fn join_one(f: &mut Function) -> Result<bool, PassError> {
     Ok(false)
 }
 
+/// So many rows make up for reading the weight: blocks of rows that a graph keeps apart (a loss that never has all its logits) stay apart.
+const ENOUGH: i64 = 256;
+
 fn joins(f: &Function, op: &Op) -> bool {
+    let rows = |v: ValueId| Size::product(&sizes(&f.ty(v).shape[..2])).as_const();
     op.name == "matmul"
         && flag(op, "transpose_b")
         && f.ty(op.operands[1]).rank() == 2
         && f.ty(op.operands[0]).rank() == 3
+        && rows(op.operands[0]).is_none_or(|n| n < ENOUGH)
 }
 
 /// For every op, the ops it cannot run without.

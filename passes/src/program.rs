@@ -83,6 +83,21 @@ impl Program {
         Some(program)
     }
 
+    /// What the forward graph goes through before it is differentiated: the passes up to the one that finds attention's sweeps, whose
+    /// backward is written for them. The gradient's graph goes through all of them.
+    pub fn forward(&self, mut module: ir::Module) -> Result<ir::Module, PassError> {
+        let steps = self.steps()?;
+        let last = self
+            .passes
+            .iter()
+            .rposition(|p| p.starts_with("fuse"))
+            .map_or(0, |at| at + 1);
+        for pass in &steps[..last] {
+            (pass.run)(&mut module)?;
+        }
+        Ok(module)
+    }
+
     /// The passes themselves.
     pub fn steps(&self) -> Result<Vec<&'static Pass>, PassError> {
         let find = |name: &&str| {

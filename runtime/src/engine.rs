@@ -89,7 +89,12 @@ impl State {
         let (spec, sizes) = (&self.specs[at], self.sizes());
         let wanted = elements(&spec.shape, &sizes);
         if spec.dtype != DType::F32 || wanted != Some(values.len() as i64) {
-            let reason = format!("{} f32 values do not fit {:?} {:?}", values.len(), spec.dtype, spec.shape);
+            let reason = format!(
+                "{} f32 values do not fit {:?} {:?}",
+                values.len(),
+                spec.dtype,
+                spec.shape
+            );
             return Err(failed(reason));
         }
         let to = self.buffers[at].mut_ptr().cast::<f32>();

@@ -14,7 +14,10 @@ const COLOURS: &[(&[&str], &str)] = &[
         "#d9cdec",
     ),
     (&["reshape", "transpose", "slice", "concat"], "#e8e8e8"),
-    (&["embed", "take_rows", "scatter_rows", "cache_write", "update"], "#c9e4de"),
+    (
+        &["embed", "take_rows", "scatter_rows", "cache_write", "update"],
+        "#c9e4de",
+    ),
     (&["call"], "#f7d6e0"),
     (&["input"], "#ffffff"),
     (&["weight"], "#fbf3c4"),

@@ -3,6 +3,7 @@
 //! This crate knows no LLVM, no files of weights and no machine: it says what a program *means*. Passes rewrite it,
 //! the compiler lowers it, and its evaluator is the oracle both are checked against.
 
+pub mod bind;
 pub mod draw;
 pub mod eval;
 pub mod gradient;

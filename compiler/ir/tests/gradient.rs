@@ -8,7 +8,7 @@ use ir::gradient::{GradientError, gradient};
 use ir::ops::OPS;
 use ir::tensor::Tensor;
 use ir::testing::{Case, ENTRY, sample_case};
-use ir::{DType, Dim, Function, Module, Param, TensorType};
+use ir::{Attr, DType, Dim, Function, Module, Param, TensorType};
 
 /// `y` of the case weighed by `r` and summed, its float inputs as weights.
 fn with_loss(mut case: Case) -> Case {
@@ -51,9 +51,16 @@ fn run(module: &Module, entry: &str, case: &Case) -> BTreeMap<String, Tensor> {
     eval::run(&context, entry, &case.inputs, &mut case.states.clone()).unwrap_or_else(|e| panic!("{e}\n{module}"))
 }
 
-/// Compares the gradient of `loss` by every weight with differences.
+/// Compares the gradient of `loss` by every weight with differences, whatever is kept.
 fn check(case: &Case, what: &str) {
-    let module = gradient(&case.module, ENTRY, "loss", &|_| true, "gradients").unwrap_or_else(|e| panic!("{what}: {e}"));
+    for memory in [u64::MAX, 100, 0] {
+        check_with(case, &format!("{what}, {memory} bytes"), memory);
+    }
+}
+
+fn check_with(case: &Case, what: &str, memory: u64) {
+    let module = gradient(&case.module, ENTRY, "loss", &|_| true, "gradients", memory);
+    let module = module.unwrap_or_else(|e| panic!("{what}: {e}"));
     assert_eq!(ir::verify::verify(&module), [], "{what}\n{module}");
     let found = run(&module, "gradients", case);
     for (name, x) in &case.weights {
@@ -132,14 +139,20 @@ fn looped() -> Case {
             n as f64 / 50.0 - 1.0
         })
     };
-    let weights = [("head", 7, [2, 3]), ("layers.0.w", 11, [3, 3]), ("layers.1.w", 13, [3, 3])];
+    let weights = [
+        ("head", 7, [2, 3]),
+        ("layers.0.w", 11, [3, 3]),
+        ("layers.1.w", 13, [3, 3]),
+    ];
     Case {
         module: Module {
             functions: vec![layer, f],
         },
         sizes: BTreeMap::new(),
         inputs: BTreeMap::from([("x".to_string(), numbers(&[2, 3], 5))]),
-        weights: weights.map(|(n, by, shape)| (n.to_string(), numbers(&shape, by))).into(),
+        weights: weights
+            .map(|(n, by, shape)| (n.to_string(), numbers(&shape, by)))
+            .into(),
         states: BTreeMap::new(),
     }
 }
@@ -149,11 +162,97 @@ fn through_calls_and_shared_weights() {
     check(&looped(), "looped");
 }
 
+fn float(x: f64) -> Attr {
+    Attr::Float(x)
+}
+
+/// A window's mean blended with the mean over all keys by a gate, both under one measure: two queries share a key, rows see 1 to 5 keys.
+/// `apart`: the far keys are others, so that nothing is continued in the first.
+fn blended(apart: bool) -> Case {
+    let ty = |shape: &[i64]| TensorType::new(shape.to_vec(), DType::F32);
+    let shapes: &[(&str, &[i64])] = &[
+        ("q", &[1, 2, 5, 3]),
+        ("k", &[1, 1, 5, 3]),
+        ("v", &[1, 1, 5, 4]),
+        ("k2", &[1, 1, 5, 3]),
+        ("g", &[1, 2, 5, 1]),
+    ];
+    let mut f = Function::new(ENTRY);
+    let v: BTreeMap<&str, ir::ValueId> = shapes
+        .iter()
+        .map(|(n, s)| (*n, f.param(n, ty(s), Param::Weight(n.to_string()))))
+        .collect();
+    let sweep = |f: &mut Function, k: &str, near: i64, far: Option<i64>, state: Option<ir::ValueId>| {
+        let mut list: ir::Attrs = [
+            ("scale".to_string(), float(0.7)),
+            ("near".to_string(), Attr::Int(near)),
+            ("starts".to_string(), Attr::Bool(false)),
+            ("continues".to_string(), Attr::Bool(state.is_some())),
+        ]
+        .into();
+        list.extend(far.map(|far| ("far".to_string(), Attr::Int(far))));
+        let operands: Vec<ir::ValueId> = [v["q"], v[k], v["v"]].into_iter().chain(state).collect();
+        f.try_op("sweep", &operands, list).unwrap()
+    };
+    let window = sweep(&mut f, "k", 0, Some(2), None);
+    let (far, near) = if apart { ("k2", 0) } else { ("k", 2) };
+    let all = sweep(&mut f, far, near, None, (!apart).then_some(window));
+    let more = sweep(&mut f, "k2", 5, None, Some(all));
+    let mean = |f: &mut Function, state| f.try_op("mean", &[state], ir::Attrs::new()).unwrap();
+    let [window, all, more] = [window, all, more].map(|s| mean(&mut f, s));
+    let far = f.mul(v["g"], all);
+    let out = f.sub(far, window);
+    let out = f.add(out, more);
+    let squared = f.mul(out, out);
+    let mut sum = squared;
+    for axis in 0..4 {
+        sum = f.reduce_sum(sum, axis);
+    }
+    f.returns("loss", sum);
+    let mut n = 3;
+    let weights = shapes.iter().map(|(name, shape)| {
+        let shape: Vec<usize> = shape.iter().map(|n| *n as usize).collect();
+        let x = Tensor::from_fn(&shape, DType::F32, |_| {
+            n = n * 37 % 103;
+            f64::from(n) / 50.0 - 1.0
+        });
+        (name.to_string(), x)
+    });
+    Case {
+        weights: weights.collect(),
+        module: Module { functions: vec![f] },
+        sizes: BTreeMap::new(),
+        inputs: BTreeMap::new(),
+        states: BTreeMap::new(),
+    }
+}
+
+/// Through chains of sweeps, and that ranges over the same keys are one op for each of q, k, v.
+#[test]
+fn through_sweeps() {
+    for apart in [false, true] {
+        check(&blended(apart), &format!("sweeps, apart: {apart}"));
+    }
+    let module = gradient(&blended(false).module, ENTRY, "loss", &|_| true, "gradients", 0).unwrap();
+    let ops = &module.function("gradients").unwrap().ops;
+    let walks = ops.iter().filter(|op| op.name == "sweep_gradient");
+    let ranges = |op: &ir::Op| (op.operands.len() - 3) / 3;
+    assert_eq!(walks.map(ranges).collect::<Vec<_>>(), [1, 1, 1, 2, 2, 2], "{module}");
+}
+
 #[test]
 fn frozen_weights_cost_nothing() {
     let case = looped();
     // Layer 1 alone: the first call of layer 0 needs no backward, the second passes on its input's gradient and none of its weight.
-    let module = gradient(&case.module, ENTRY, "loss", &|n| n == "layers.1.w", "gradients").unwrap();
+    let module = gradient(
+        &case.module,
+        ENTRY,
+        "loss",
+        &|n| n == "layers.1.w",
+        "gradients",
+        u64::MAX,
+    )
+    .unwrap();
     let entry = module.function("gradients").unwrap();
     let returned: Vec<&str> = entry.returns.iter().map(|r| r.0.as_str()).collect();
     assert_eq!(returned, ["loss", "grad.layers.1.w"]);
@@ -166,7 +265,10 @@ fn frozen_weights_cost_nothing() {
         .map(|f| f.returns.iter().map(|r| r.0.as_str()).collect())
         .collect();
     assert_eq!(twins, [vec!["d.x"], vec!["grad.layers.{i}.w"]]);
-    let (all, one) = (gradient(&case.module, ENTRY, "loss", &|_| true, "gradients").unwrap(), module);
+    let (all, one) = (
+        gradient(&case.module, ENTRY, "loss", &|_| true, "gradients", u64::MAX).unwrap(),
+        module,
+    );
     let (all, one) = (run(&all, "gradients", &case), run(&one, "gradients", &case));
     assert_eq!(all["grad.layers.1.w"].data, one["grad.layers.1.w"].data);
 }
@@ -175,9 +277,12 @@ fn frozen_weights_cost_nothing() {
 fn what_has_no_gradient_is_told() {
     let case = looped();
     let error = |entry: &str, loss: &str, wanted: &dyn Fn(&str) -> bool| {
-        gradient(&case.module, entry, loss, wanted, "gradients").unwrap_err()
+        gradient(&case.module, entry, loss, wanted, "gradients", 0).unwrap_err()
     };
-    assert_eq!(error("no", "loss", &|_| true), GradientError::NoFunction("no".to_string()));
+    assert_eq!(
+        error("no", "loss", &|_| true),
+        GradientError::NoFunction("no".to_string())
+    );
     assert!(matches!(error(ENTRY, "no", &|_| true), GradientError::NoLoss { .. }));
     assert!(matches!(error("layer", "x", &|_| true), GradientError::NoLoss { .. }));
     assert_eq!(error(ENTRY, "loss", &|n| n == "other"), GradientError::Nothing);
@@ -186,6 +291,6 @@ fn what_has_no_gradient_is_told() {
     let loss = f.returns.remove(0).1;
     let most = f.max(loss, loss);
     f.returns("loss", most);
-    let error = gradient(&case.module, ENTRY, "loss", &|_| true, "gradients").unwrap_err();
+    let error = gradient(&case.module, ENTRY, "loss", &|_| true, "gradients", u64::MAX).unwrap_err();
     assert!(error.to_string().contains("`max` has no gradient"), "{error}");
 }

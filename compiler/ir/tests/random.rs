@@ -23,6 +23,9 @@ fn random_programs_reach_all_ops() {
     // Nobody writes these: `fuse`, `fold-norms` and gradients make them, and their tests run them.
     let made = [
         "sweep",
+        "sweep_gradient",
+        "lse",
+        "log_sum_exp",
         "mean",
         "rms_scale",
         "scale_columns",

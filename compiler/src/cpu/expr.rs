@@ -30,6 +30,8 @@ pub struct Point {
     pub reduced: HashMap<usize, Val>,
     /// The contraction's `Expr::RowSquares`.
     pub squares: Option<Val>,
+    /// The sweep's `Expr::Lse`, by segment.
+    pub lse: Vec<Val>,
     uniform: HashMap<ExprId, Val>,
 }
 
@@ -102,7 +104,9 @@ impl<'k> Body<'k> {
             _ if self.single_column() => false,
             Expr::Load(a) => self.access_varies(a),
             Expr::Index(d) => *d == self.kernel.outer.len(),
-            Expr::Float(_) | Expr::Int(_) | Expr::SizeOf(_) | Expr::Reduced(_) | Expr::RowSquares => false,
+            Expr::Float(_) | Expr::Int(_) | Expr::SizeOf(_) | Expr::Reduced(_) | Expr::RowSquares | Expr::Lse(_) => {
+                false
+            }
             Expr::Unary(_, a) => of(a),
             Expr::Binary(_, a, b) => of(a) || of(b),
             Expr::Select(c, a, b) => of(c) || of(a) || of(b),
@@ -182,6 +186,7 @@ impl<'k> Body<'k> {
             index,
             reduced: HashMap::new(),
             squares: None,
+            lse: vec![],
             uniform: HashMap::new(),
         }
     }
@@ -268,6 +273,7 @@ impl<'k> Body<'k> {
             Expr::RowSquares => point
                 .squares
                 .unwrap_or_else(|| panic!("kernel {}: its rows were not measured", self.kernel.name)),
+            Expr::Lse(p) => point.lse[*p],
             Expr::Acc | Expr::AccAlso | Expr::Swept(_) => panic!("kernel {}: an accumulator varies", self.kernel.name),
             Expr::Unary(op, a) => {
                 let a = self.scalar(e, point, *a);

@@ -129,7 +129,7 @@ pub fn pack_keys(e: &mut Emit, target: &Target, k: &Matrix, depth: i64, first: V
 }
 
 /// Rows to columns: as many vectors as lanes. In each step blocks of half the size change places.
-fn transpose(e: &mut Emit, mut rows: Vec<Val>) -> Vec<Val> {
+pub fn transpose(e: &mut Emit, mut rows: Vec<Val>) -> Vec<Val> {
     let n = rows.len();
     let mut d = n / 2;
     while d > 0 {
@@ -143,6 +143,37 @@ fn transpose(e: &mut Emit, mut rows: Vec<Val>) -> Vec<Val> {
         d /= 2;
     }
     rows
+}
+
+/// `BLOCK` rows from `first` as units of four bytes: unit (row / pair, column) at `row / pair * width + column`.
+pub fn pack_rows(e: &mut Emit, target: &Target, m: &Matrix, cols: i64, width: i64, first: Val, panel: Val) {
+    if m.dtype == DType::BF16 {
+        return pack_values(e, target, m, cols, width, first, panel);
+    }
+    let lanes = target.lanes;
+    let (zero, rows) = (e.i64(0), e.i64(BLOCK));
+    e.for_loop(zero, rows, 1, &[], |e, row, _| {
+        let at = e.add(first, row);
+        let from = m.row_or_last(e, at);
+        let to = e.i64(width);
+        let to = e.mul(row, to);
+        for column in (0..cols).step_by(lanes) {
+            let at = e.i64(column);
+            let p = e.at(from, at, Elem::F32);
+            let ty = Ty::vector(Elem::F32, lanes);
+            let v = if cols - column >= lanes as i64 {
+                e.load(p, ty)
+            } else {
+                let n = e.i64(cols - column);
+                let mask = e.first_lanes(n, lanes);
+                e.masked_load(p, mask, ty)
+            };
+            let to = e.add(to, at);
+            let to = e.at(panel, to, Elem::F32);
+            e.store(v, to);
+        }
+        vec![]
+    });
 }
 
 /// `BLOCK` rows of bf16 values from `first` in pairs: unit (row / 2, column) at `row / 2 * width + column`.

@@ -7,7 +7,7 @@
 //!         for k                               load a vector row of B, broadcast A, fma (or vdpbf16ps on pairs)
 //!         epilogue                            the kernel's expressions on the accumulators
 //!
-//! Else A is read where it lies: k is contiguous, so a broadcast load (of a pair, for bf16) is all it takes.
+//! Where k is deep, it is walked in pieces, see `deep`. Else A is read where it lies: k is contiguous, so a broadcast load (of a pair, for bf16) is all it takes.
 
 use ir::plan::{Contraction, Kernel, MATMUL_COLS, MATMUL_ROWS, Rhs, Stage};
 use ir::{DType, Size};
@@ -19,6 +19,8 @@ use super::product::{self, CHUNKS, Panel};
 use super::rows::RowStates;
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 
+mod deep;
+
 /// Below this many rows in a tile, packing keys costs more than it saves.
 const FEW_ROWS: i64 = 8;
 
@@ -29,7 +31,7 @@ pub fn scratch_bytes(kernel: &Kernel, c: &Contraction) -> i64 {
     } else {
         0
     };
-    states_begin(kernel, c) + states
+    states_begin(kernel, c) + states + if kernel.is_deep() { deep::bytes(kernel) } else { 0 }
 }
 
 /// Where the rows' states stand: behind the panel of keys and A's rows.
@@ -74,6 +76,7 @@ struct Matmul<'k> {
     measured: Option<(Measured, Val)>,
     /// First row of the tile, and the rows' states if the kernel reduces.
     first: Val,
+    last: Val,
     states: Option<(RowStates, Val)>,
 }
 
@@ -106,13 +109,14 @@ pub fn emit(kernel: &Kernel, c: &Contraction, target: &Target) -> String {
             column: zero,
             measured: None,
             first: zero,
+            last: zero,
             states: None,
         };
         if let Some(measured) = Measured::new(kernel, c, target.lanes) {
             let at = e.i64(panel_bytes(c));
             m.measured = Some((measured, e.at(scratch, at, Elem::I8)));
         }
-        let reduces = kernel.reduces();
+        let (reduces, deep) = (kernel.reduces(), kernel.is_deep());
         if reduces {
             let at = e.i64(states_begin(kernel, c));
             let place = e.at(scratch, at, Elem::I8);
@@ -120,7 +124,7 @@ pub fn emit(kernel: &Kernel, c: &Contraction, target: &Target) -> String {
         }
         let none = e.i64(-1);
         e.for_loop(begin, end, 1, &[none], |e, tile, before| {
-            let (panel, rest) = if reduces {
+            let (panel, rest) = if reduces || deep {
                 (zero, tile)
             } else {
                 (e.rem(tile, panels), e.div(tile, panels))
@@ -134,11 +138,13 @@ pub fn emit(kernel: &Kernel, c: &Contraction, target: &Target) -> String {
             let first = e.min(first, row_count);
             let last = e.add(first, height);
             let last = e.min(last, row_count);
-            m.first = first;
+            (m.first, m.last) = (first, last);
             let other = e.cmp(Cmp::Ne, rest, before[0]);
             m.measure(e, other, last);
             if reduces {
                 m.reduced_tile(e, panels, first, last, scratch);
+            } else if deep {
+                m.deep_tile(e, panels, scratch);
             } else {
                 m.tile(e, panel, first, last, scratch);
             }
@@ -184,6 +190,16 @@ impl Matmul<'_> {
 
     /// Where a row is multiplied from.
     fn multiplied_row(&self, e: &mut Emit, row: Val, index: &[Val]) -> Val {
+        if self.c.packed_a {
+            let dtype = self.dtype(self.c.a.arg);
+            let units = ceil_div(e, &self.body, &self.c.k, if dtype == DType::BF16 { 2 } else { 1 });
+            let width = e.i64(MATMUL_COLS);
+            let (panel, column) = (e.div(row, width), e.rem(row, width));
+            let at = e.mul(panel, units);
+            let at = e.mul(at, width);
+            let at = e.add(at, column);
+            return e.at(self.body.args[self.c.a.arg], at, Elem::I32);
+        }
         let rounded = self.measured.and_then(|(measured, place)| {
             let row = e.sub(row, self.first);
             measured.row(e, place, row)
@@ -328,24 +344,34 @@ impl Matmul<'_> {
         Some(e.first_lanes(left, self.target.lanes))
     }
 
-    /// `chunk` rows of A by `vectors` vectors of B.
-    fn chunk(&self, e: &mut Emit, b: &Columns64, sub: Val, row: Val, chunk: i64) {
-        let lanes = self.target.lanes;
-        let mut indices = vec![];
-        let mut a = vec![];
-        for i in 0..chunk {
+    /// The indices of `chunk` rows, and where A's rows lie.
+    fn a_rows(&self, e: &mut Emit, row: Val, chunk: i64) -> (Vec<Vec<Val>>, Vec<Val>) {
+        let rows = (0..chunk).map(|i| {
             let i = e.i64(i);
             let r = e.add(row, i);
             let index = self.index(e, r);
-            a.push(self.multiplied_row(e, r, &index));
-            indices.push(index);
-        }
-        let mut firsts = vec![];
-        for v in 0..self.vectors() {
-            let at = e.i64(v * lanes as i64);
-            let at = e.add(sub, at);
-            firsts.push(at);
-        }
+            let a = self.multiplied_row(e, r, &index);
+            (index, a)
+        });
+        rows.unzip()
+    }
+
+    /// The panel's columns at which the vectors of a register tile begin.
+    fn firsts(&self, e: &mut Emit, sub: Val) -> Vec<Val> {
+        let lanes = self.target.lanes as i64;
+        (0..self.vectors())
+            .map(|v| {
+                let at = e.i64(v * lanes);
+                e.add(sub, at)
+            })
+            .collect()
+    }
+
+    /// `chunk` rows of A by `vectors` vectors of B.
+    fn chunk(&self, e: &mut Emit, b: &Columns64, sub: Val, row: Val, chunk: i64) {
+        let lanes = self.target.lanes;
+        let (indices, a) = self.a_rows(e, row, chunk);
+        let firsts = self.firsts(e, sub);
         let columns: Vec<Val> = firsts.iter().map(|f| e.add(self.column, *f)).collect();
         let masks: Vec<Option<Val>> = columns.iter().map(|c| self.mask(e, *c)).collect();
         let zero = e.f32(0.0, Ty::vector(Elem::F32, lanes));
@@ -418,8 +444,15 @@ impl Matmul<'_> {
             base,
             stride: MATMUL_COLS,
             pair,
+            a_stride: if self.c.packed_a { MATMUL_COLS } else { 1 },
         };
         let k = self.body.size(e, &self.c.k);
+        if self.c.packed_a {
+            // Both sides end with zeros where k is odd.
+            let units = ceil_div(e, &self.body, &self.c.k, pair);
+            let zero = e.i64(0);
+            return panel.product(e, a, firsts, init, [zero, units]);
+        }
         let whole = if pair == 2 { e.shr(k, 1) } else { k };
         let zero = e.i64(0);
         let acc = panel.product(e, a, firsts, init, [zero, whole]);

@@ -1,4 +1,4 @@
-//! Kernels for x86-64: emission per kind (`map`, `matmul`, `sweep`), targets, object code.
+//! Kernels for x86-64: emission per kind (`map`, `pack`, `matmul`, `sweep`, `sweep_gradient`), targets, object code.
 
 mod expr;
 mod keys;
@@ -6,9 +6,11 @@ mod map;
 mod matmul;
 mod measured;
 mod object;
+mod pack;
 mod product;
 mod rows;
 mod sweep;
+mod sweep_gradient;
 mod target;
 mod vmath;
 
@@ -36,6 +38,9 @@ pub fn compile_kernels(kernels: &[Kernel], target: &Target, texts: bool) -> Resu
 
 /// Scratch that a worker of this kernel needs, 64-byte aligned.
 pub fn scratch_bytes(kernel: &Kernel) -> i64 {
+    if let Some(gradient) = &kernel.sweep_gradient {
+        return sweep_gradient::scratch_bytes(kernel, gradient);
+    }
     match (&kernel.contraction, &kernel.sweep) {
         (_, Some(sweep)) => sweep::scratch_bytes(kernel, sweep),
         (Some(contraction), None) => matmul::scratch_bytes(kernel, contraction),
@@ -45,9 +50,13 @@ pub fn scratch_bytes(kernel: &Kernel) -> i64 {
 
 /// The MLIR function of one kernel.
 pub fn emit(kernel: &Kernel, target: &Target) -> String {
+    if let Some(gradient) = &kernel.sweep_gradient {
+        return sweep_gradient::emit(kernel, gradient, target);
+    }
     match (&kernel.contraction, &kernel.sweep) {
         (_, Some(sweep)) => sweep::emit(kernel, sweep, target),
         (Some(contraction), None) => matmul::emit(kernel, contraction, target),
+        (None, None) if kernel.panels => pack::emit(kernel, target),
         (None, None) => map::emit(kernel, target),
     }
 }

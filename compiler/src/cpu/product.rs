@@ -40,6 +40,8 @@ pub struct Panel<'t> {
     pub base: Val,
     pub stride: i64,
     pub pair: i64,
+    /// Units from one of A to the next: 1, or a panel's width where A is packed too.
+    pub a_stride: i64,
 }
 
 impl Panel<'_> {
@@ -92,6 +94,13 @@ impl Panel<'_> {
     /// One row of A, one unit of k: acc + a * b for every vector of B.
     fn multiply(&self, e: &mut Emit, a: Val, unit: Val, odd: bool, b: &[Val], acc: &[Val]) -> Vec<Val> {
         let lanes = self.target.lanes;
+        let unit = match self.a_stride {
+            1 => unit,
+            n => {
+                let n = e.i64(n);
+                e.mul(unit, n)
+            }
+        };
         if self.pair == 1 {
             let p = e.at(a, unit, Elem::F32);
             let x = e.load(p, Ty::scalar(Elem::F32));

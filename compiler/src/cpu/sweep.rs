@@ -12,7 +12,7 @@
 //! log2, so that an exponential is a power of two.
 
 use ir::DType;
-use ir::plan::{Kernel, Segment, Sweep};
+use ir::plan::{Expr, Kernel, Segment, Sweep};
 
 use super::Target;
 use super::expr::{Body, F32, memory, widen};
@@ -380,6 +380,7 @@ impl Tile<'_> {
             base,
             stride: BLOCK,
             pair,
+            a_stride: 1,
         };
         let vectors = product::vectors(self.target);
         let zero = e.i64(0);
@@ -557,6 +558,7 @@ impl Tile<'_> {
                     base,
                     stride: self.lay.width,
                     pair: 2,
+                    a_stride: 1,
                 };
                 let pairs = e.i64(BLOCK / 2);
                 let a: Vec<Val> = a
@@ -698,6 +700,23 @@ impl Tile<'_> {
         });
     }
 
+    /// The logarithm of the mass of what the row has seen.
+    fn lse(&self, e: &mut Emit, segment: usize, row: Val) -> Val {
+        let mass = self.mass(e, segment, row);
+        let mass = e.load(mass, F32);
+        let tiny = e.f32(1e-30, F32);
+        let some = e.cmp(Cmp::Lt, tiny, mass);
+        let mass = e.max(mass, tiny);
+        let log = vmath::log(e, mass);
+        let maximum = self.maximum(e, segment, row);
+        // Scores are in units of log2.
+        let maximum = e.load(maximum, F32);
+        let unit = e.f32(std::f32::consts::LN_2, F32);
+        let lse = e.fma(maximum, unit, log);
+        let lowest = e.f32(LOWEST, F32);
+        e.select(some, lse, lowest)
+    }
+
     /// The kernel's stages for every row.
     fn finish(&self, e: &mut Emit) {
         let lanes = self.target.lanes;
@@ -720,6 +739,10 @@ impl Tile<'_> {
                     .collect();
                 let index = self.index(e, g, token);
                 let mut point = self.body.point(index);
+                let asked = |s: usize| self.kernel.exprs.contains(&Expr::Lse(s));
+                if (0..self.sweep.segments.len()).any(asked) {
+                    point.lse = (0..self.sweep.segments.len()).map(|s| self.lse(e, s, row)).collect();
+                }
                 map::stages(e, self.body, &mut point, &|e, cols| {
                     for (o, share) in &states {
                         let p = e.at(*o, cols.first, Elem::F32);

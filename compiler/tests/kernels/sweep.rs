@@ -113,6 +113,8 @@ impl Case {
             ],
             outer,
             ordered: 0,
+            panels: false,
+            sweep_gradient: None,
             cols: n(self.cols),
             contraction: None,
             sweep: Some(Sweep {

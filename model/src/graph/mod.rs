@@ -58,6 +58,8 @@ pub enum GraphError {
     DType(DType),
     #[error("--max-context {found}: it must be from 1 to {max}")]
     Context { found: i64, max: i64 },
+    #[error("the forward graph cannot be rewritten: {0}")]
+    Rewrite(String),
     #[error("no gradients: {0}")]
     Gradient(#[from] ir::gradient::GradientError),
 }
@@ -87,30 +89,92 @@ pub fn build(config: &Config, options: &Options) -> Result<Module, GraphError> {
     Ok(module)
 }
 
+/// How a loss and its gradients are computed.
+#[derive(Clone, Copy)]
+pub struct Objective<'a> {
+    /// Sequences of a batch, B, and their tokens, T: both known, so that matrices can be packed and the loss taken in blocks of rows.
+    pub batch: usize,
+    pub context: usize,
+    /// Whose gradients.
+    pub wanted: &'a dyn Fn(&str) -> bool,
+    /// Bytes of activations that are kept for the backward; the others are computed again.
+    pub memory: u64,
+    /// What rewrites the forward graph before it is differentiated.
+    pub rewrite: &'a dyn Fn(Module) -> Result<Module, String>,
+}
+
+impl Objective<'_> {
+    fn sizes(&self) -> ir::Sizes {
+        [("B", self.batch), ("T", self.context)]
+            .map(|(name, n)| (name.to_string(), n as i64))
+            .into()
+    }
+}
+
 /// The module with the entry point `gradients(tokens, targets, weights)`: `loss` [1, 1] f32 = sum(nll * weights), and `grad.{tensor}`
 /// for the tensors that are wanted.
 ///
 /// weights [B, T] f32: 1 / (number of targets) makes the loss their mean.
-pub fn gradients(config: &Config, options: &Options, wanted: &dyn Fn(&str) -> bool) -> Result<Module, GraphError> {
+pub fn gradients(config: &Config, options: &Options, objective: &Objective) -> Result<Module, GraphError> {
     check(options)?;
     let layers = layer::functions(config, options, Phase::Full);
     let mut module = Module {
         functions: layers.clone(),
     };
-    module.functions.push(objective(config, options, &layers));
-    Ok(ir::gradient::gradient(&module, "objective", "loss", wanted, "gradients")?)
+    module.functions.push(loss_of_rows(config, options, objective, &layers));
+    differentiate(module, objective, objective.wanted)
 }
 
-/// `objective(tokens, targets, weights)`: `loss` [1, 1] = sum(nll * weights).
-fn objective(config: &Config, options: &Options, layers: &[Function]) -> Function {
-    let mut f = entry("loss", config, options, Phase::Full, layers);
-    f.name = "objective".to_string();
-    let weights = input(&mut f, "weights", ["B", "T"], DType::F32);
-    let nll = f.returns.remove(0).1;
-    let weighed = f.mul(nll, weights);
-    let rows = f.reduce_sum(weighed, 1);
-    let loss = f.reduce_sum(rows, 0);
-    f.returns("loss", loss);
+/// Adds `gradients` to a module with `objective`.
+fn differentiate(module: Module, objective: &Objective, wanted: &dyn Fn(&str) -> bool) -> Result<Module, GraphError> {
+    let module = ir::bind::bind(module, &objective.sizes());
+    let module = (objective.rewrite)(module).map_err(GraphError::Rewrite)?;
+    let gradient = ir::gradient::gradient(&module, "objective", "loss", wanted, "gradients", objective.memory);
+    Ok(gradient?)
+}
+
+/// Bytes of logits that exist at once: they are made, and turned into their gradients, in blocks of rows.
+const LOGITS: i64 = 256 << 20;
+
+/// `objective(tokens, targets, weights)`: `loss` [1, 1] = sum(nll * weights), block of rows by block of rows.
+fn loss_of_rows(c: &Config, o: &Options, objective: &Objective, layers: &[Function]) -> Function {
+    let mut f = Function::new("objective");
+    let shape = || [Dim::sym("B"), Dim::sym("T")];
+    let tokens = input(&mut f, "tokens", shape(), DType::I32);
+    let targets = input(&mut f, "targets", shape(), DType::I32);
+    let weights = input(&mut f, "weights", shape(), DType::F32);
+    let x = hidden(&mut f, c, o, layers, tokens, None);
+    let (n, head) = normed_and_head(&mut f, c, o, x);
+    // Blocks of rows want numbers.
+    let mut bound = ir::bind::bind(Module { functions: vec![f] }, &objective.sizes());
+    let mut f = bound.functions.remove(0);
+    let rows = (objective.batch * objective.context) as i64;
+    let flat = |f: &mut Function, v: ValueId, shape: &[i64]| {
+        let dtype = f.ty(v).dtype;
+        f.reshape(v, TensorType::new(shape.iter().copied(), dtype))
+    };
+    let n = flat(&mut f, n, &[1, rows, c.hidden]);
+    let [targets, weights] = [targets, weights].map(|v| flat(&mut f, v, &[1, rows]));
+    let blocks = (rows * c.vocab * 4 + LOGITS - 1) / LOGITS;
+    let height = (rows + blocks - 1) / blocks.max(1);
+    let mut loss = None;
+    for begin in (0..rows).step_by(height.max(1) as usize) {
+        let count = height.min(rows - begin);
+        let part = |f: &mut Function, v: ValueId| {
+            let mut ty = f.ty(v).clone();
+            ty.shape[1] = count.into();
+            f.slice(v, 1, begin, ty)
+        };
+        let [n, targets, weights] = [n, targets, weights].map(|v| part(&mut f, v));
+        let logits = f.matmul(n, head, true, DType::F32);
+        let nll = f.cross_entropy(logits, targets);
+        let weighed = f.mul(nll, weights);
+        let sum = f.reduce_sum(weighed, 1);
+        loss = Some(loss.map_or(sum, |l| f.add(l, sum)));
+    }
+    if let Some(loss) = loss {
+        f.returns("loss", loss);
+    }
     f
 }
 
@@ -139,27 +203,11 @@ fn entry(name: &str, c: &Config, o: &Options, phase: Phase, layers: &[Function])
     };
     let start = second.filter(|_| phase == Phase::Decode);
 
-    let table = "model.embed_tokens.weight";
-    let table_type = TensorType::new([c.vocab, c.hidden], o.embedding);
-    let embedding = f.param("embed_tokens", table_type, Param::Weight(table.to_string()));
-    let embedded = f.embed(embedding, tokens, DType::F32);
-
-    let mut x = trips(&mut f, c, layers, embedded, start);
+    let mut x = hidden(&mut f, c, o, layers, tokens, start);
     if let Some(last) = second.filter(|_| phase == Phase::Prefill) {
         x = f.take_rows(x, last);
     }
-    let norm = f.param(
-        "norm",
-        TensorType::new([c.hidden], DType::F32),
-        Param::Weight("model.norm.weight".to_string()),
-    );
-    let n = f.rms_norm(x, norm, c.eps, o.dtype);
-    let head = if c.tied { table } else { "lm_head.weight" };
-    let head = f.param(
-        "lm_head",
-        TensorType::new([c.vocab, c.hidden], o.dtype),
-        Param::Weight(head.to_string()),
-    );
+    let (n, head) = normed_and_head(&mut f, c, o, x);
     let logits = f.matmul(n, head, true, DType::F32);
     match second.filter(|_| name == "loss") {
         Some(targets) => {
@@ -169,6 +217,40 @@ fn entry(name: &str, c: &Config, o: &Options, phase: Phase, layers: &[Function])
         None => f.returns("logits", logits),
     }
     f
+}
+
+const TABLE: &str = "model.embed_tokens.weight";
+
+/// The residual stream behind the last layer.
+fn hidden(
+    f: &mut Function,
+    c: &Config,
+    o: &Options,
+    layers: &[Function],
+    tokens: ValueId,
+    start: Option<ValueId>,
+) -> ValueId {
+    let table_type = TensorType::new([c.vocab, c.hidden], o.embedding);
+    let embedding = f.param("embed_tokens", table_type, Param::Weight(TABLE.to_string()));
+    let embedded = f.embed(embedding, tokens, DType::F32);
+    trips(f, c, layers, embedded, start)
+}
+
+/// The last norm of x, and the matrix that makes logits of it.
+fn normed_and_head(f: &mut Function, c: &Config, o: &Options, x: ValueId) -> (ValueId, ValueId) {
+    let norm = f.param(
+        "norm",
+        TensorType::new([c.hidden], DType::F32),
+        Param::Weight("model.norm.weight".to_string()),
+    );
+    let n = f.rms_norm(x, norm, c.eps, o.dtype);
+    let head = if c.tied { TABLE } else { "lm_head.weight" };
+    let head = f.param(
+        "lm_head",
+        TensorType::new([c.vocab, c.hidden], o.dtype),
+        Param::Weight(head.to_string()),
+    );
+    (n, head)
 }
 
 /// All layers, as often as the mode says; gives the last trip's residual stream.

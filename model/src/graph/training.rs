@@ -7,7 +7,7 @@
 use ir::gradient::GRAD;
 use ir::{DType, Function, Module, Param, TensorType, ValueId};
 
-use super::{GraphError, Options, Phase, check, entry, input, layer, objective};
+use super::{GraphError, Objective, Options, Phase, check, differentiate, entry, input, layer, loss_of_rows};
 use crate::config::Config;
 
 /// Groups of tensors with a learning rate and a weight decay of their own.
@@ -82,11 +82,11 @@ pub const PARAM: &str = "param.";
 
 /// The module with `train_step(tokens, targets, weights, hyper)` → `loss`, `norm` (of the gradients, before clipping), [1, 1] f32;
 /// with `loss(tokens, targets)` → `nll` [B, T] for validation; and, if micro-batches are accumulated, `accumulate(tokens, targets,
-/// weights)` → `loss`, whose gradients the next `train_step` adds to its own.
+/// weights)` → `loss`, whose gradients the next `train_step` adds to its own. All are for the objective's batch and context.
 pub fn training(
     config: &Config,
     options: &Options,
-    wanted: &dyn Fn(&str) -> bool,
+    objective: &Objective,
     accumulated: bool,
 ) -> Result<Module, GraphError> {
     check(options)?;
@@ -94,12 +94,14 @@ pub fn training(
     let mut module = Module {
         functions: layers.clone(),
     };
-    module.functions.push(entry("loss", config, options, Phase::Full, &layers));
-    module.functions.push(objective(config, options, &layers));
-    let trained = |name: &str| (0..config.layers).any(|i| wanted(&name.replace("{i}", &i.to_string())));
+    module
+        .functions
+        .push(entry("loss", config, options, Phase::Full, &layers));
+    module.functions.push(loss_of_rows(config, options, objective, &layers));
+    let trained = |name: &str| (0..config.layers).any(|i| (objective.wanted)(&name.replace("{i}", &i.to_string())));
     module.functions.iter_mut().for_each(|f| masters(f, &trained));
-    let is_master = |name: &str| name.strip_prefix(PARAM).is_some_and(wanted);
-    let mut module = ir::gradient::gradient(&module, "objective", "loss", &is_master, "gradients")?;
+    let is_master = |name: &str| name.strip_prefix(PARAM).is_some_and(objective.wanted);
+    let mut module = differentiate(module, objective, &is_master)?;
     let gradients = module.functions.pop().unwrap_or_else(|| Function::new("gradients"));
     module.functions.retain(|f| f.name != "objective");
     if accumulated {

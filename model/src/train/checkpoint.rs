@@ -46,7 +46,9 @@ pub fn begin(state: &mut State, base: &Checkpoint) -> Result<(), CheckpointError
     let names: Vec<String> = state.names().map(String::from).collect();
     for name in names {
         if let Some(tensor) = name.strip_prefix(PARAM) {
-            let values = base.floats(tensor).ok_or_else(|| file_error(base.path(), format!("no tensor {tensor}")))?;
+            let values = base
+                .floats(tensor)
+                .ok_or_else(|| file_error(base.path(), format!("no tensor {tensor}")))?;
             state.write(&name, &values)?;
         }
     }
@@ -55,7 +57,10 @@ pub fn begin(state: &mut State, base: &Checkpoint) -> Result<(), CheckpointError
 
 /// Writes the folder `out`, which replaces one of that name.
 pub fn write(out: &Path, base: &Checkpoint, state: &State, recipe: &Recipe, step: u64) -> Result<(), CheckpointError> {
-    let name = out.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = out
+        .file_name()
+        .map(|n| n.to_string_lossy().into_owned())
+        .unwrap_or_default();
     let draft = out.with_file_name(format!(".{name}.{}.part", std::process::id()));
     let _ = fs::remove_dir_all(&draft);
     let written = write_draft(&draft, base, state, recipe, step).and_then(|()| {
@@ -153,7 +158,9 @@ fn rewrite(
     for name in &names {
         let view = old.tensor(name).map_err(|e| file_error(from, e))?;
         let view = match new.get(name.as_str()) {
-            Some(bytes) => TensorView::new(Dtype::F32, view.shape().to_vec(), bytes).map_err(|e| file_error(from, e))?,
+            Some(bytes) => {
+                TensorView::new(Dtype::F32, view.shape().to_vec(), bytes).map_err(|e| file_error(from, e))?
+            }
             None => view,
         };
         views.push((name.clone(), view));
@@ -176,7 +183,10 @@ pub fn resume(state: &mut State, folder: &Path) -> Result<u64, CheckpointError> 
         let view = tensors
             .tensor(&name)
             .map_err(|_| file_error(&path, format!("it has no {name}: the recipe trains other tensors now")))?;
-        let words = view.data().chunks_exact(4).map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]]));
+        let words = view
+            .data()
+            .chunks_exact(4)
+            .map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]]));
         state.write(&name, &words.collect::<Vec<f32>>())?;
     }
     Ok(step)

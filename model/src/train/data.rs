@@ -54,7 +54,8 @@ mod tests {
     fn every_token_is_predicted_once_an_epoch() {
         let mut windows = Windows::new((0..103).collect(), 10, 7).unwrap();
         assert_eq!(windows.count(), 10);
-        let epoch = |w: &mut Windows, e: u64| -> Vec<Vec<u32>> { (0..10).map(|i| w.window(e * 10 + i).to_vec()).collect() };
+        let epoch =
+            |w: &mut Windows, e: u64| -> Vec<Vec<u32>> { (0..10).map(|i| w.window(e * 10 + i).to_vec()).collect() };
         let (first, second) = (epoch(&mut windows, 0), epoch(&mut windows, 1));
         assert_ne!(first, second);
         for windows in [&first, &second] {

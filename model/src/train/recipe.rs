@@ -232,17 +232,31 @@ mod tests {
 
     #[test]
     fn groups_have_their_own_rates() {
-        let recipe: Recipe = toml::from_str("rate = 0.5\ndecay = 0.2\nschedule = \"constant\"\n[gates]\nrate = 2.0").unwrap();
+        let recipe: Recipe =
+            toml::from_str("rate = 0.5\ndecay = 0.2\nschedule = \"constant\"\n[gates]\nrate = 2.0").unwrap();
         let hyper = recipe.hyper(1);
         assert_eq!(hyper.rate, [2.0, 0.5, 0.5]);
         assert_eq!(hyper.decay, [0.0, 0.0, 0.2]);
-        assert_eq!(toml::from_str::<Recipe>(&toml::to_string(&recipe).unwrap()).unwrap(), recipe);
+        assert_eq!(
+            toml::from_str::<Recipe>(&toml::to_string(&recipe).unwrap()).unwrap(),
+            recipe
+        );
     }
 
     #[test]
     fn nonsense_is_told() {
-        assert!(toml::from_str::<Recipe>("ratte = 1").unwrap_err().to_string().contains("ratte"));
-        for (text, key) in [("context = 1", "context"), ("beta2 = 1.0", "beta2"), ("rate = -1.0", "rate"), ("trainable = \"(\"", "trainable")] {
+        assert!(
+            toml::from_str::<Recipe>("ratte = 1")
+                .unwrap_err()
+                .to_string()
+                .contains("ratte")
+        );
+        for (text, key) in [
+            ("context = 1", "context"),
+            ("beta2 = 1.0", "beta2"),
+            ("rate = -1.0", "rate"),
+            ("trainable = \"(\"", "trainable"),
+        ] {
             let recipe: Recipe = toml::from_str(text).unwrap();
             assert!(recipe.check().unwrap_err().to_string().starts_with(key), "{text}");
         }

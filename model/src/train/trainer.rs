@@ -50,7 +50,10 @@ fn check_ids(tokens: &[u32], vocab: i64) -> Result<(), TrainError> {
 }
 
 fn first(results: &std::collections::HashMap<String, Output>, name: &str) -> f64 {
-    results.get(name).and_then(|o| o.data.first()).map_or(f64::NAN, |x| f64::from(*x))
+    results
+        .get(name)
+        .and_then(|o| o.data.first())
+        .map_or(f64::NAN, |x| f64::from(*x))
 }
 
 impl<'a> Trainer<'a> {
@@ -103,7 +106,7 @@ impl<'a> Trainer<'a> {
                 inputs.push(("hyper", Input::F32(&hyper)));
             }
             let entry = if last { "train_step" } else { "accumulate" };
-            let results = self.engine.call(entry, &batch.sizes(), &inputs, Some(&mut self.state))?;
+            let results = self.engine.call(entry, &[], &inputs, Some(&mut self.state))?;
             loss += first(&results, "loss");
             norm = first(&results, "norm");
         }
@@ -122,19 +125,20 @@ impl<'a> Trainer<'a> {
 
     /// Mean loss on a text, in windows of the recipe's context.
     pub fn validate(&mut self, tokens: &[u32]) -> Result<f64, TrainError> {
-        let context = self.recipe.context;
+        let (rows, context) = (self.recipe.batch, self.recipe.context);
+        let windows: Vec<&[u32]> = tokens.windows(context + 1).step_by(context).collect();
         let (mut sum, mut count) = (0.0, 0usize);
-        for window in tokens.windows(context + 1).step_by(context) {
-            let ids: Vec<i32> = window.iter().map(|id| *id as i32).collect();
-            let inputs = [
-                ("tokens", Input::I32(&ids[..context])),
-                ("targets", Input::I32(&ids[1..])),
-            ];
-            let sizes = [("B", 1), ("T", context as i64)];
-            let results = self.engine.call("loss", &sizes, &inputs, Some(&mut self.state))?;
+        for batch in windows.chunks(rows) {
+            // The step is compiled for whole batches: what is missing has no targets.
+            let mut tokens: Vec<i32> = batch.iter().flat_map(|w| &w[..context]).map(|id| *id as i32).collect();
+            let mut targets: Vec<i32> = batch.iter().flat_map(|w| &w[1..]).map(|id| *id as i32).collect();
+            tokens.resize(rows * context, 0);
+            targets.resize(rows * context, -1);
+            let inputs = [("tokens", Input::I32(&tokens)), ("targets", Input::I32(&targets))];
+            let results = self.engine.call("loss", &[], &inputs, Some(&mut self.state))?;
             let nll = results.get("nll").map_or(&[][..], |o| &o.data);
             sum += nll.iter().map(|x| f64::from(*x)).sum::<f64>();
-            count += nll.len();
+            count += batch.len() * context;
         }
         Ok(sum / count as f64)
     }

@@ -2,7 +2,7 @@
 
 use egg::{Analysis, DidMerge, EGraph, Id, Language};
 
-use super::term::{Indices, Domain, Index, Tables, Term};
+use super::term::{Domain, Index, Indices, Tables, Term};
 
 pub type Graph = EGraph<Term, Facts>;
 

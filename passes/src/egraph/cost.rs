@@ -9,7 +9,7 @@ use egg::{Id, Language};
 use ir::{Size, Sizes};
 
 use super::analysis::Graph;
-use super::term::{Indices, Domain, Index, Term};
+use super::term::{Domain, Index, Indices, Term};
 
 /// A machine, as far as choices depend on it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -78,10 +78,7 @@ impl<'g> Model<'g> {
             graph,
             roots: roots.iter().map(|r| graph.find(*r)).collect(),
             sizes: tables.indices.iter().map(|i| size(&i.size)).collect(),
-            keys: tables
-                .pairs
-                .iter()
-                .fold(0, |s, p| s | p.key.bit()),
+            keys: tables.pairs.iter().fold(0, |s, p| s | p.key.bit()),
         }
     }
 

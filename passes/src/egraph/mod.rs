@@ -117,7 +117,10 @@ pub fn fuse(f: &mut Function, rules: &[Rule], machine: &Machine) -> Result<Vec<V
     }
     let indices = import::indices(f);
     if indices > MOST_INDICES {
-        log::warn!("@{}: {indices} indices are too many for the e-graph; it stays as it is", f.name);
+        log::warn!(
+            "@{}: {indices} indices are too many for the e-graph; it stays as it is",
+            f.name
+        );
         return Ok(vec![]);
     }
     let saturated = saturate(f, rules);

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
-use ir::plan::{Access, Arg, Binary, Contraction, Expr, ExprId, Kernel, Launch, Reduction, Stage, Sweep, Unary};
+use ir::plan::{
+    Access, Arg, Binary, Contraction, Expr, ExprId, Kernel, Launch, Reduction, Stage, Sweep, SweepGradient, Unary,
+};
 use ir::{DType, Size, ValueId};
 
 use super::view::View;
@@ -23,8 +25,11 @@ pub struct KernelBuilder {
     values: HashMap<ValueId, ExprId>,
     /// Of the last dimensions before the columns, how many are walked in order.
     pub ordered: usize,
+    /// Its store fills panels.
+    pub panels: bool,
     pub contraction: Option<Contraction>,
     pub sweep: Option<Sweep>,
+    pub sweep_gradient: Option<SweepGradient>,
     /// Segments of the sweep, by the value they are the state of.
     pub segments: HashMap<ValueId, usize>,
 }
@@ -64,8 +69,10 @@ impl KernelBuilder {
             stages: vec![],
             values: HashMap::new(),
             ordered: 0,
+            panels: false,
             contraction: None,
             sweep: None,
+            sweep_gradient: None,
             segments: HashMap::new(),
         }
     }
@@ -216,9 +223,11 @@ impl KernelBuilder {
             args: self.args,
             outer,
             ordered: self.ordered,
+            panels: self.panels,
             cols,
             contraction: self.contraction,
             sweep: self.sweep,
+            sweep_gradient: self.sweep_gradient,
             exprs: self.exprs,
             stages: self.stages,
         };

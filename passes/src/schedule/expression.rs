@@ -9,7 +9,9 @@ use super::{Def, Frame, Scheduler, float, int};
 use crate::PassError;
 
 pub fn is_elementwise(name: &str) -> bool {
-    unary(name).is_some() || binary(name).is_some() || matches!(name, "cast" | "where" | "mask" | "constant" | "one_hot" | "is_target")
+    unary(name).is_some()
+        || binary(name).is_some()
+        || matches!(name, "cast" | "where" | "mask" | "constant" | "one_hot" | "is_target")
 }
 
 fn unary(name: &str) -> Option<Unary> {
@@ -50,7 +52,10 @@ impl Scheduler<'_> {
         let value = self.expression(frame, &mut k, op, shape.len(), &mut names)?;
         let to = match op.name.as_str() {
             "update" => match self.view(frame, op.operands[0])? {
-                state if self.is_state(&state) => state,
+                state if self.is_state(&state) => {
+                    frame.panels.retain(|(from, _)| from.buffer != state.buffer);
+                    state
+                }
                 _ => self.temporary(&ty),
             },
             _ => self.placed(frame, root, &ty),
@@ -61,6 +66,9 @@ impl Scheduler<'_> {
             *strides.last_mut().expect("a matmul has columns") = Size::one();
         }
         k.store_at(&to, &strides, None, value, None);
+        if names.is_empty() {
+            names.push(op.name.clone());
+        }
         names.dedup();
         names.truncate(4);
         k.rename(&names.join("_"));

@@ -61,7 +61,10 @@ impl Groups {
                 && !returned.contains(&v)
                 && read.iter().all(|(r, at)| absorbs(&groups, &f.ops[*r], *at, options));
             let wanted: HashSet<ValueId> = read.iter().filter_map(|(r, _)| root.get(r).copied()).collect();
-            let free = matches!(op.name.as_str(), "constant" | "mask" | "one_hot" | "is_target" | "sweep");
+            let free = matches!(
+                op.name.as_str(),
+                "constant" | "mask" | "one_hot" | "is_target" | "sweep"
+            );
             if all_absorb && free {
                 groups.waiting.insert(v);
                 // Its own operands must be free to wait too: a sweep's state has no memory.
@@ -161,7 +164,7 @@ fn fits_loss(f: &Function, op: &Op, logits: ValueId, held: &Held) -> bool {
 fn absorbs(groups: &Groups, reader: &Op, at: usize, options: &Scheduling) -> bool {
     match reader.name.as_str() {
         name if is_elementwise(name) => true,
-        "mean" => true,
+        "mean" | "lse" => true,
         "cross_entropy" => at == 0 && options.epilogues,
         "update" => at == 1,
         "sweep" => flag(reader, "continues") && at + 1 == reader.operands.len(),
@@ -199,7 +202,9 @@ fn fits(f: &Function, op: &Op, root: ValueId, held: &Held, options: &Scheduling)
         "mean" => {
             let one = options.joined_sweeps || held.sweeps == 0;
             let alike = held.sweep.is_none() || held.sweep == streams(f, op);
-            options.epilogues && shape == over && held.matmul.is_none() && one && alike
+            // Where a backward wants masses, all that it wants of the sweeps is stored by one kernel.
+            let stored = f.ops.iter().any(|op| op.name == "lse");
+            options.epilogues && shape == over && held.matmul.is_none() && one && alike && !stored
         }
         _ => false,
     }

@@ -11,6 +11,7 @@ mod matmul;
 mod rows;
 mod slots;
 mod sweep;
+mod sweep_gradient;
 pub mod view;
 
 use std::collections::HashMap;
@@ -130,6 +131,8 @@ pub(crate) struct Frame<'f> {
     analysis: Rc<Analysis>,
     /// Results of `concat` whose parts are being written.
     stacks: HashMap<ValueId, View>,
+    /// Matrices that were packed, and their panels.
+    panels: Vec<(View, View)>,
 }
 
 impl<'m> Scheduler<'m> {
@@ -260,6 +263,7 @@ impl<'m> Scheduler<'m> {
             defs: HashMap::new(),
             analysis,
             stacks: HashMap::new(),
+            panels: vec![],
         };
         let mut inputs = inputs.iter();
         for (v, param) in &f.params {
@@ -356,6 +360,10 @@ impl<'m> Scheduler<'m> {
             return self.call(frame, op);
         }
         let v = op.results[0];
+        if matches!(frame.defs.get(&v), Some(Def::View(_))) {
+            // Computed beside an earlier op.
+            return Ok(());
+        }
         let ty = frame.f.ty(v).clone();
         if let Some(weight) = stacked(frame, op, &ty).or_else(|| scaled(frame, op, &ty)) {
             frame.defs.insert(v, weight);
@@ -367,6 +375,9 @@ impl<'m> Scheduler<'m> {
         }
         let view = match op.name.as_str() {
             name if expression::is_elementwise(name) => self.kernel(frame, op)?,
+            "lse" => return self.means(frame, op),
+            "mean" if frame.f.ops.iter().any(|op| op.name == "lse") => return self.means(frame, op),
+            "sweep_gradient" => return self.sweep_gradient(frame, op),
             "matmul" | "mean" | "update" => self.kernel(frame, op)?,
             "reshape" => {
                 let x = self.view(frame, op.operands[0])?;

@@ -83,6 +83,7 @@ impl Scheduler<'_> {
                 let value = k.load(x, &[x.strides[0].clone(), zero, x.broadcast_strides(3)[2].clone()], row);
                 k.store(&to, value);
             }
+            "log_sum_exp" => k = log_sum_exp(&operands[0], &to),
             "cross_entropy" => k = cross_entropy(&operands[0], &operands[1], &to),
             other => return Err(PassError(format!("there is no kernel for `{other}`"))),
         }
@@ -233,13 +234,27 @@ impl Scheduler<'_> {
         let width = to.shape[1].coef;
         let block = (1..=64).rev().find(|b| width % b == 0).unwrap_or(1);
         let none = || Size::from(0);
-        let shape = [Size::from(width / block), x.shape[0].clone(), x.shape[1].clone(), Size::from(block)];
+        let shape = [
+            Size::from(width / block),
+            x.shape[0].clone(),
+            x.shape[1].clone(),
+            Size::from(block),
+        ];
         let mut k = KernelBuilder::keeping_all("scatter_rows", &shape);
         k.ordered = 2;
-        let row = k.load(rows, &[none(), rows.strides[0].clone(), rows.strides[1].clone(), none()], None);
+        let row = k.load(
+            rows,
+            &[none(), rows.strides[0].clone(), rows.strides[1].clone(), none()],
+            None,
+        );
         let column = &x.strides[2];
         let by_block = |stride: &Size| stride * &Size::from(block);
-        let strides = [by_block(column), x.strides[0].clone(), x.strides[1].clone(), column.clone()];
+        let strides = [
+            by_block(column),
+            x.strides[0].clone(),
+            x.strides[1].clone(),
+            column.clone(),
+        ];
         let value = k.load(x, &strides, None);
         let column = &to.strides[1];
         let place = [by_block(column), none(), none(), column.clone()];
@@ -316,6 +331,21 @@ fn softmax(k: &mut KernelBuilder, x: &View, to: &View) {
     let scale = k.binary(Binary::Div, one, sum);
     let y = k.binary(Binary::Mul, e, scale);
     k.store(to, y);
+}
+
+fn log_sum_exp(x: &View, to: &View) -> KernelBuilder {
+    let mut k = KernelBuilder::keeping_columns("log_sum_exp", &x.shape);
+    let x = k.load_broadcast(x);
+    let max = k.reduce(Reduction::Max, x);
+    let shifted = k.binary(Binary::Sub, x, max);
+    let e = k.unary(Unary::Exp, shifted);
+    let sum = k.reduce(Reduction::Sum, e);
+    let log = k.unary(Unary::Log, sum);
+    let total = k.binary(Binary::Add, log, max);
+    let mut strides = to.broadcast_strides(to.shape.len());
+    *strides.last_mut().expect("it has a row") = Size::from(0);
+    k.store_at(to, &strides, None, total, None);
+    k
 }
 
 fn rms_norm(k: &mut KernelBuilder, x: &View, w: &View, eps: f64, to: &View) {

@@ -4,7 +4,7 @@ use ir::plan::{Expr, ExprId, Rows, Segment, Sweep};
 use ir::{Attr, Op, Size, ValueId};
 
 use super::build::KernelBuilder;
-use super::view::View;
+use super::view::{View, sizes};
 use super::{Def, Frame, Scheduler, flag, float, int};
 use crate::PassError;
 
@@ -13,6 +13,52 @@ impl Scheduler<'_> {
     pub(super) fn swept(&mut self, frame: &mut Frame, k: &mut KernelBuilder, mean: &Op) -> Result<ExprId, PassError> {
         let segment = self.segment(frame, k, mean.operands[0])?;
         Ok(k.expr(Expr::Swept(segment)))
+    }
+
+    /// One kernel for all means and masses of these queries' sweeps whose keys are there: a backward wants them in memory.
+    pub(super) fn means<'f>(&mut self, frame: &mut Frame<'f>, op: &'f Op) -> Result<(), PassError> {
+        let f: &'f ir::Function = frame.f;
+        let maker = |v: ValueId| f.ops.iter().find(|o| o.results.first() == Some(&v));
+        let streams = |o: &Op| maker(o.operands[0]).map(|s| s.operands[0]);
+        let mut members = vec![];
+        for o in f.ops.iter().filter(|o| matches!(o.name.as_str(), "mean" | "lse")) {
+            let alone = !self.options.joined_sweeps && o.operands != op.operands;
+            if !alone
+                && streams(o) == streams(op)
+                && !frame.defs.contains_key(&o.results[0])
+                && ready(frame, o.operands[0])
+            {
+                members.push(o);
+            }
+        }
+        if members.is_empty() {
+            return Err(PassError("the mean of what is no sweep's state has no kernel".into()));
+        }
+        let state = sizes(&f.ty(op.operands[0]).shape);
+        let rank = state.len();
+        let mut shape = state.clone();
+        shape[rank - 1] = Size::from(state[rank - 1].coef - 2);
+        let mut k = KernelBuilder::keeping_columns("sweep_stored", &shape);
+        for o in members {
+            let ty = f.ty(o.results[0]).clone();
+            let segment = self.segment(frame, &mut k, o.operands[0])?;
+            let to = self.temporary(&ty);
+            let mut strides = to.broadcast_strides(rank);
+            let value = match o.name.as_str() {
+                "mean" => {
+                    strides[rank - 1] = Size::one();
+                    k.expr(Expr::Swept(segment))
+                }
+                _ => {
+                    strides[rank - 1] = Size::from(0);
+                    k.expr(Expr::Lse(segment))
+                }
+            };
+            k.store_at(&to, &strides, None, value, None);
+            frame.defs.insert(o.results[0], Def::View(to));
+        }
+        self.launch(k.finish());
+        Ok(())
     }
 
     fn segment(&mut self, frame: &mut Frame, k: &mut KernelBuilder, state: ValueId) -> Result<usize, PassError> {
@@ -84,6 +130,24 @@ impl Scheduler<'_> {
         k.segments.insert(state, at);
         Ok(at)
     }
+}
+
+/// Are the operands of the sweeps behind this state there? Their ops may stand behind: they wait for this kernel now.
+fn ready<'f>(frame: &mut Frame<'f>, state: ValueId) -> bool {
+    let f: &'f ir::Function = frame.f;
+    let Some(op) = f.ops.iter().find(|o| o.results.first() == Some(&state)) else {
+        return false;
+    };
+    let before = flag(op, "continues").then(|| op.operands[op.operands.len() - 1]);
+    let there = op
+        .operands
+        .iter()
+        .all(|v| Some(*v) == before || frame.defs.contains_key(v));
+    let all = op.name == "sweep" && there && before.is_none_or(|v| ready(frame, v));
+    if all {
+        frame.defs.entry(state).or_insert(Def::Lazy(op));
+    }
+    all
 }
 
 fn k_batch(segment: &Segment) -> usize {

@@ -97,7 +97,11 @@ pub static ROPE: OpDef = OpDef {
             let angle = p * theta.powf(-2.0 * (i[rank - 1] % half) as f64 / d as f64);
             let mut other = i.to_vec();
             other[rank - 1] = (i[rank - 1] + half) % d;
-            let sign = if (i[rank - 1] < half) != c.bool("inverse") { -1.0 } else { 1.0 };
+            let sign = if (i[rank - 1] < half) != c.bool("inverse") {
+                -1.0
+            } else {
+                1.0
+            };
             x.at(i) * angle.cos() + sign * x.at(&other) * angle.sin()
         })
     },

@@ -41,7 +41,12 @@ fn pairwise(c: &Call, f: fn(f64, f64) -> f64) -> Tensor {
     c.from_fn(|i| f(c.operands[0].broadcast_at(i), c.operands[1].broadcast_at(i)))
 }
 
-pub static ADD: OpDef = binary("add", "a + b", |c| pairwise(c, |a, b| a + b), Some(|c| Ok(c.summed(c.dy))));
+pub static ADD: OpDef = binary(
+    "add",
+    "a + b",
+    |c| pairwise(c, |a, b| a + b),
+    Some(|c| Ok(c.summed(c.dy))),
+);
 pub static SUB: OpDef = binary(
     "sub",
     "a - b",

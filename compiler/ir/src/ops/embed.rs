@@ -24,7 +24,11 @@ pub static EMBED: OpDef = OpDef {
     },
     gradient: Some(|c| {
         let ty = gradient::f32s(c.shape());
-        c.f.try_op("scatter_rows", &[c.dy, c.op.operands[1]], attrs([("type", Attr::Type(ty))]))
+        c.f.try_op(
+            "scatter_rows",
+            &[c.dy, c.op.operands[1]],
+            attrs([("type", Attr::Type(ty))]),
+        )
     }),
     samples: || {
         vec![

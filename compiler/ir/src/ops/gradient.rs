@@ -77,5 +77,9 @@ pub fn summed(f: &mut Function, mut v: ValueId, shape: Vec<Dim>) -> ValueId {
             v = f.reduce_sum(v, axis as i64);
         }
     }
-    if f.ty(v).shape == shape { v } else { f.reshape(v, f32s(shape)) }
+    if f.ty(v).shape == shape {
+        v
+    } else {
+        f.reshape(v, f32s(shape))
+    }
 }

@@ -45,7 +45,10 @@ pub static CROSS_ENTROPY: OpDef = OpDef {
         let dy = c.f.reshape(c.dy, gradient::f32s(column));
         let seen = c.f.try_op("is_target", &[targets], Attrs::new())?;
         let dy = c.f.mul(dy, seen);
-        let p = c.f.softmax(c.op.operands[0], DType::F32);
+        let logits = c.op.operands[0];
+        let total = c.f.try_op("log_sum_exp", &[logits], Attrs::new())?;
+        let p = c.f.sub(logits, total);
+        let p = c.f.unary("exp", p);
         let ty = Attr::Type(gradient::f32s(shape));
         let wanted = c.f.try_op("one_hot", &[targets], attrs([("type", ty)]))?;
         let d = c.f.sub(p, wanted);
@@ -55,6 +58,38 @@ pub static CROSS_ENTROPY: OpDef = OpDef {
         vec![
             sample([t("2,3,11", DType::F32), t("2,3", DType::I32)], []),
             sample([t("B,T,40", DType::F32), t("B,T", DType::I32)], []),
+        ]
+    },
+};
+
+pub static LOG_SUM_EXP: OpDef = OpDef {
+    name: "log_sum_exp",
+    usage: "x [.., N] f32",
+    attrs: &[],
+    about: "[.., 1] f32: log(sum(e^x)) over the last axis",
+    infer: |s| {
+        s.count(1, 1)?;
+        let mut ty = s.is(0, DType::F32)?.clone();
+        match ty.shape.last_mut() {
+            Some(last) => *last = Dim::Const(1),
+            None => return Err(format!("{ty} has no axis")),
+        }
+        Ok(ty)
+    },
+    eval: |c| {
+        let x = c.operands[0];
+        let n = x.shape[x.shape.len() - 1].max(1);
+        let rows = x.data.chunks(n).map(|row| {
+            let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            max + row.iter().map(|x| (x - max).exp()).sum::<f64>().ln()
+        });
+        Tensor::new(c.shape, c.dtype, rows.collect())
+    },
+    gradient: None,
+    samples: || {
+        vec![
+            sample([t("2,3,11", DType::F32)], []),
+            sample([t("B,T,40", DType::F32)], []),
         ]
     },
 };

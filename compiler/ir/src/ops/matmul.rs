@@ -1,7 +1,28 @@
 //! `matmul`: the product over the last axis of a, batched and broadcast, accumulated in f32.
 
 use super::*;
-use crate::graph::Function;
+use crate::graph::{Function, ValueId};
+use crate::types::Size;
+
+/// Rows of all batches together, if they are known.
+fn flat_rows(f: &Function, a: ValueId) -> Option<i64> {
+    let shape = &f.ty(a).shape;
+    let rows = Size::product(
+        shape[..shape.len() - 1]
+            .iter()
+            .map(Dim::size)
+            .collect::<Vec<_>>()
+            .iter(),
+    );
+    rows.as_const().filter(|_| shape.len() > 2)
+}
+
+/// `v` as one matrix of so many rows.
+fn flat(f: &mut Function, v: ValueId, rows: i64) -> ValueId {
+    let ty = f.ty(v).clone();
+    let columns = ty.shape[ty.rank() - 1].clone();
+    f.reshape(v, TensorType::new([rows.into(), columns], ty.dtype))
+}
 
 pub static MATMUL: OpDef = OpDef {
     name: "matmul",
@@ -65,6 +86,11 @@ pub static MATMUL: OpDef = OpDef {
             let rank = f.ty(v).rank() as i64;
             let perm: Vec<i64> = (0..rank - 2).chain([rank - 1, rank - 2]).collect();
             f.transpose(v, &perm)
+        };
+        // A matrix that all rows share: its gradient is one product over all of them.
+        let (a, dy) = match (c.at, flat_rows(f, a), f.ty(b).rank()) {
+            (1, Some(rows), 2) => [a, dy].map(|v| flat(f, v, rows)).into(),
+            _ => (a, dy),
         };
         let d = match (c.at, transposed) {
             (0, _) => f.matmul(dy, b, !transposed, DType::F32),

@@ -16,6 +16,7 @@ mod reduce;
 mod source;
 mod state;
 mod sweep;
+mod sweep_gradient;
 
 pub use gradient::Chain;
 
@@ -86,6 +87,8 @@ pub static OPS: &[&OpDef] = &[
     &attention::SOFTMAX,
     &sweep::SWEEP,
     &sweep::MEAN,
+    &sweep::LSE,
+    &sweep_gradient::SWEEP_GRADIENT,
     &norm::RMS_NORM,
     &norm::RMS_SCALE,
     &norm::SCALE_COLUMNS,
@@ -98,6 +101,7 @@ pub static OPS: &[&OpDef] = &[
     &state::CACHE_WRITE,
     &state::UPDATE,
     &loss::CROSS_ENTROPY,
+    &loss::LOG_SUM_EXP,
     &loss::ONE_HOT,
     &loss::IS_TARGET,
 ];

@@ -123,7 +123,7 @@ pub static SWEEP: OpDef = OpDef {
                 (0..e).for_each(|d| result[d] += weight * read(v, *j, d));
             }
         }
-        out.rounded()
+        out
     },
     gradient: None,
     samples: || {
@@ -170,7 +170,38 @@ pub static MEAN: OpDef = OpDef {
         let (x, e) = (c.operands[0], c.shape[c.shape.len() - 1]);
         let rows = x.data.chunks(e + 2);
         let mean = rows.flat_map(|r| (0..e).map(|d| if r[e + 1] > 0.0 { r[d] / r[e + 1] } else { 0.0 }));
-        Tensor::new(c.shape, c.dtype, mean.collect()).rounded()
+        Tensor::new(c.shape, c.dtype, mean.collect())
+    },
+    gradient: None,
+    samples: || vec![sample([t("B,2,T,10", DType::F32)], [])],
+};
+
+pub static LSE: OpDef = OpDef {
+    name: "lse",
+    usage: "state [.., M, E+2] f32",
+    attrs: &[],
+    about: "[.., M, 1] f32: m + log(l) of a sweep's state, the logarithm of its mass; -1e30 where it saw no key",
+    infer: |s| {
+        s.count(1, 1)?;
+        let mut ty = s.is(0, DType::F32)?.clone();
+        match ty.shape.last().and_then(|d| d.size().as_const()) {
+            Some(n) if n > 2 => *ty.shape.last_mut().expect("it has a last dimension") = Dim::Const(1),
+            _ => return Err(format!("{ty} is no state of a sweep")),
+        }
+        Ok(ty)
+    },
+    eval: |c| {
+        let x = c.operands[0];
+        let width = x.shape[x.shape.len() - 1];
+        let rows = x.data.chunks(width);
+        let lse = rows.map(|r| {
+            if r[width - 1] > 0.0 {
+                r[width - 2] + r[width - 1].ln()
+            } else {
+                -1e30
+            }
+        });
+        Tensor::new(c.shape, c.dtype, lse.collect())
     },
     gradient: None,
     samples: || vec![sample([t("B,2,T,10", DType::F32)], [])],

@@ -118,6 +118,26 @@ impl Kernel {
             }
             work.bytes += read.iter().map(|r| r.2).sum::<f64>();
         }
+        if let Some(g) = &self.sweep_gradient {
+            let (tokens, keys) = (of(&g.tokens)?, of(&g.keys)?);
+            for r in &g.ranges {
+                let seen =
+                    rows * g.groups as f64 * tokens * seen(keys, Some(tokens), r.near as f64, r.far.map(|f| f as f64));
+                // Scores and dq, dk; dp and dv.
+                work.products += 2.0 * seen * (3.0 * g.depth as f64 + 2.0 * cols);
+                work.scalars += 14.0 * seen;
+            }
+            for (what, m, _) in g.matrices() {
+                let width = match what {
+                    "z" | "lse" => 1.0,
+                    "v" | "d" | "dv" => cols,
+                    _ => g.depth as f64,
+                };
+                let of_keys = what.ends_with('k') || what.ends_with('v');
+                let each = if of_keys { keys } else { g.groups as f64 * tokens };
+                work.bytes += rows * each * width * bytes(m.arg);
+            }
+        }
         Some(work)
     }
 }

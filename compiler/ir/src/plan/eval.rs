@@ -104,6 +104,9 @@ pub fn run(plan: &Plan, sizes: &Sizes, memory: &mut [Vec<f64>]) -> Result<(), Ev
 
 /// Runs one kernel on its arguments' memory.
 pub fn run_kernel(kernel: &Kernel, sizes: &Sizes, args: &mut [Vec<f64>]) -> Result<(), EvalError> {
+    if let Some(gradient) = &kernel.sweep_gradient {
+        return super::sweep_gradient::run(kernel, gradient, sizes, args);
+    }
     let resolve = |all: &[Size]| all.iter().map(|s| eval(s, sizes)).collect::<Result<Vec<_>, _>>();
     let outer = resolve(&kernel.outer)?;
     let cols = eval(&kernel.cols, sizes)?;
@@ -199,6 +202,7 @@ impl Scalar<'_> {
             Expr::AccAlso => self.contraction(true)?,
             Expr::RowSquares => self.row_squares()?,
             Expr::Swept(p) => sweep::swept(self, *p)?,
+            Expr::Lse(p) => super::sweep::lse(self, *p)?,
             Expr::Unary(op, a) => {
                 let x = self.get(*a)?;
                 match op {

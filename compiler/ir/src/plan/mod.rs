@@ -9,6 +9,7 @@ pub mod count;
 pub mod eval;
 mod print;
 mod sweep;
+mod sweep_gradient;
 pub mod verify;
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::types::{DType, Size};
 use eval::Scalar;
 pub use sweep::{Rows, SWEEP_ROWS, Segment, Sweep};
+pub use sweep_gradient::{Range, SweepGradient};
 
 /// One entry point, scheduled.
 #[derive(Clone, Debug, PartialEq)]
@@ -93,6 +95,10 @@ pub struct Kernel {
     /// So many of the last outer dimensions are not parallel but walked in order by one tile, which may go on from what it stored.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub ordered: usize,
+    /// The one store fills panels: what a contraction reads as packed. Its access gives the logical place in `[n, k]`, row-major;
+    /// where n is the columns, k is the points of `outer`, and the other way round. Both are known when compiling.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub panels: bool,
     /// Size of the innermost dimension; `Expr::Index(outer.len())`.
     pub cols: Size,
     /// Present: `Expr::Acc` is its value at (outer.., col).
@@ -100,6 +106,9 @@ pub struct Kernel {
     /// Present: `Expr::Swept` are its segments' results. Never beside a contraction.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sweep: Option<Sweep>,
+    /// Present: this is all that the kernel does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sweep_gradient: Option<SweepGradient>,
     /// A DAG in topological order: an expression refers to earlier ones only.
     pub exprs: Vec<Expr>,
     /// Run in order for each point of `outer`.
@@ -130,6 +139,8 @@ pub enum Expr {
     RowSquares,
     /// The result of the sweep's segment.
     Swept(usize),
+    /// The logarithm of the segment's mass, lse, once per row; -1e30 where it saw no key.
+    Lse(usize),
     Unary(Unary, ExprId),
     Binary(Binary, ExprId, ExprId),
     /// `if c { a } else { b }`, c a truth value.
@@ -213,6 +224,9 @@ pub struct Contraction {
     /// Strides for each outer dimension (k is contiguous: stride 1, which stands last). f32 beside a bf16 weight is rounded as it is
     /// read.
     pub a: Access,
+    /// a is in panels, its rows as a panel's columns; its access gives the logical place in `[m, k]`. Only beside a packed b.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub packed_a: bool,
     pub b: Rhs,
     /// A second weight of the same shape, multiplied by the same rows while they are there; `Expr::AccAlso`. Packed, as b is then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -248,6 +262,8 @@ impl Kernel {
     pub fn tiles(&self) -> Vec<(Size, i64)> {
         match (&self.contraction, &self.sweep) {
             (_, Some(sweep)) => sweep.tiles(&self.outer),
+            _ if self.sweep_gradient.is_some() => vec![(Size::product(&self.outer), 1)],
+            (None, None) if self.panels => vec![(Size::product(&self.outer), PANEL_ROWS)],
             (None, None) => {
                 let parallel = &self.outer[..self.outer.len() - self.ordered];
                 vec![(Size::product(parallel), self.map_rows())]
@@ -255,13 +271,26 @@ impl Kernel {
             (Some(c), None) => {
                 let (batch, rows) = self.outer.split_at(c.batch);
                 let mut tiles = vec![(Size::product(batch), 1), (Size::product(rows), MATMUL_ROWS)];
-                // What reduces over the columns walks all of them in one tile.
-                if !self.reduces() {
+                // What reduces over the columns walks all of them in one tile, and so does what reads a deep left side piece by piece.
+                if !self.reduces() && !self.is_deep() {
                     tiles.push((self.cols.clone(), MATMUL_COLS));
                 }
                 tiles
             }
         }
+    }
+
+    /// Is the sum so long that a panel leaves the cache before the next rows want it? Then k is walked in pieces, all columns at a time.
+    pub fn is_deep(&self) -> bool {
+        let Some(c) = &self.contraction else { return false };
+        let known = |s: &Size, least: i64| s.as_const().is_some_and(|n| n >= least);
+        let rows = Size::product(&self.outer[c.batch..]);
+        let Rhs::Packed { arg } = c.b else { return false };
+        // Rows that are rounded or measured have no place beside the parked sums.
+        let as_they_lie = self.args[arg].dtype == self.args[c.a.arg].dtype && !self.exprs.contains(&Expr::RowSquares);
+        let plain = as_they_lie && c.also.is_none() && !c.packed_a && !self.reduces();
+        let even = c.k.as_const().is_some_and(|k| k % 2 == 0);
+        plain && even && known(&c.k, DEEP) && known(&rows, 64) && known(&self.cols, 1)
     }
 
     pub fn reduces(&self) -> bool {
@@ -282,3 +311,7 @@ impl Kernel {
 pub const MATMUL_ROWS: i64 = 384;
 /// Columns of a matmul tile: one panel.
 pub const MATMUL_COLS: i64 = 64;
+/// Points of a tile that fills panels: pairs of rows, or as many as a vector has lanes.
+pub const PANEL_ROWS: i64 = 16;
+/// A sum this long is deep.
+pub const DEEP: i64 = 8192;

@@ -3,7 +3,8 @@
 use std::fmt::{self, Display, Formatter, Write};
 
 use super::{
-    Access, Binary, BufferKind, Expr, ExprId, Kernel, Plan, Reduction, Rhs, Stage, Sweep, Unary, WeightRecipe,
+    Access, Binary, BufferKind, Expr, ExprId, Kernel, Plan, Reduction, Rhs, Rows, Stage, Sweep, SweepGradient, Unary,
+    WeightRecipe,
 };
 use crate::types::Size;
 
@@ -86,12 +87,16 @@ impl Display for Kernel {
             .contraction
             .iter()
             .flat_map(|c| std::iter::once(&c.b).chain(&c.also));
-        let packed: Vec<usize> = rights
+        let mut packed: Vec<usize> = rights
             .filter_map(|b| match b {
                 Rhs::Packed { arg } => Some(*arg),
                 _ => None,
             })
             .collect();
+        packed.extend(self.contraction.iter().filter(|c| c.packed_a).map(|c| c.a.arg));
+        if self.panels {
+            packed.extend((0..self.args.len()).filter(|i| self.args[*i].written));
+        }
         let args = self.args.iter().enumerate().map(|(i, a)| {
             let how = if packed.contains(&i) { "packed " } else { "" };
             format!("{}a{i}: {how}{}", if a.written { "out " } else { "" }, a.dtype)
@@ -100,6 +105,7 @@ impl Display for Kernel {
         let batch = match (&self.contraction, &self.sweep) {
             (Some(c), _) => c.batch,
             (_, Some(s)) => s.batch,
+            _ if self.sweep_gradient.is_some() => self.outer.len(),
             _ => 0,
         };
         let mut indent = "  ".to_string();
@@ -132,6 +138,9 @@ impl Display for Kernel {
         }
         if let Some(s) = &self.sweep {
             body.sweep(s);
+        }
+        if let Some(g) = &self.sweep_gradient {
+            body.sweep_gradient(g);
         }
         for (s, stage) in self.stages.iter().enumerate() {
             body.stage(s, stage);
@@ -196,6 +205,53 @@ impl Body<'_> {
                 "s{i} = mean over key in {} with {} <= p - key{far} of {v} by exp({scale} * (sum over d in {} of {q} * {k})){after}",
                 segment.keys, segment.near, s.depth
             ));
+        }
+    }
+
+    fn sweep_gradient(&mut self, g: &SweepGradient) {
+        let rows = |rows: &Rows, names: &[&str], last: Option<&str>| {
+            let mut terms = vec![];
+            if rows.offset.coef != 0 {
+                terms.push(rows.offset.to_string());
+            }
+            let batch = rows.strides.len() - names.len();
+            for (d, stride) in rows.strides.iter().enumerate().filter(|(_, s)| s.coef != 0) {
+                let name = if d < batch {
+                    format!("i{d}")
+                } else {
+                    names[d - batch].to_string()
+                };
+                terms.push(term(&name, stride));
+            }
+            terms.extend(last.map(str::to_string));
+            brackets(rows.arg, terms)
+        };
+        let (token, key) = (&["group", "token"][..], &["key"][..]);
+        self.lines.push(format!(
+            "for group in {}, token in {}, key in {}",
+            g.groups, g.tokens, g.keys
+        ));
+        let scale = float(f32::from_bits(g.scale));
+        let (q, k) = (rows(&g.q, token, Some("d")), rows(&g.k, key, Some("d")));
+        self.lines
+            .push(format!("x = {scale} * (sum over d in {} of {q} * {k})", g.depth));
+        for r in &g.ranges {
+            let far = r.far.map(|f| format!(" < {f}")).unwrap_or_default();
+            self.lines.push(format!("where {} <= token - key{far}", r.near));
+            let (d, v) = (rows(&r.d, token, Some("j")), rows(&g.v, key, Some("j")));
+            self.lines.push(format!("  p = exp(x - {})", rows(&r.lse, token, None)));
+            let z = rows(&r.z, token, None);
+            self.lines
+                .push(format!("  dx = {scale} * p * ((sum over j of {d} * {v}) + {z})"));
+            for (to, names, last, value) in [
+                (&g.dq, token, "d", format!("dx * {k}")),
+                (&g.dk, key, "d", format!("dx * {q}")),
+                (&g.dv, key, "j", format!("p * {d}")),
+            ] {
+                if let Some(to) = to {
+                    self.lines.push(format!("  {} += {value}", rows(to, names, Some(last))));
+                }
+            }
         }
     }
 
@@ -295,6 +351,7 @@ impl Body<'_> {
             Expr::AccAlso => ("also".to_string(), ATOM),
             Expr::RowSquares => ("squares".to_string(), ATOM),
             Expr::Swept(p) => (format!("s{p}"), ATOM),
+            Expr::Lse(p) => (format!("lse(s{p})"), ATOM),
             Expr::Unary(Unary::Neg, a) => (format!("-{}", self.expr(*a, 9)), 6),
             Expr::Unary(op, a) => (format!("{}({})", unary(*op), self.expr(*a, 0)), ATOM),
             Expr::Binary(Binary::Max, a, b) => (format!("max({}, {})", self.expr(*a, 0), self.expr(*b, 0)), ATOM),

@@ -82,9 +82,30 @@ pub const SWEEP_ROWS: i64 = 128;
 
 /// Segment `p`'s result at the scalar's position.
 pub(super) fn swept(s: &mut Scalar, p: usize) -> Result<f64, EvalError> {
+    let (scores, values) = seen(s, p, true)?;
+    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let (mut sum, mut weighted) = (0.0, 0.0);
+    for (x, v) in scores.iter().zip(&values) {
+        let e = (x - max).exp();
+        sum += e;
+        weighted += e * v;
+    }
+    Ok(if sum == 0.0 { 0.0 } else { weighted / sum })
+}
+
+/// The logarithm of segment `p`'s mass.
+pub(super) fn lse(s: &mut Scalar, p: usize) -> Result<f64, EvalError> {
+    let (scores, _) = seen(s, p, false)?;
+    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = scores.iter().map(|x| (x - max).exp()).sum();
+    Ok(if sum == 0.0 { -1e30 } else { max + sum.ln() })
+}
+
+/// Scores of the keys that segment `p` and those before it have seen, and the values at the scalar's column if they are asked for.
+fn seen(s: &mut Scalar, p: usize, values_too: bool) -> Result<(Vec<f64>, Vec<f64>), EvalError> {
     let kernel: &Kernel = s.kernel;
     let Some(sweep) = &kernel.sweep else {
-        return Ok(f64::NAN);
+        return Ok((vec![], vec![]));
     };
     // The chain that ends in p: disjoint ranges of one stream, or p alone.
     let mut chain = vec![p];
@@ -113,20 +134,15 @@ pub(super) fn swept(s: &mut Scalar, p: usize) -> Result<f64, EvalError> {
                 let k = s.checked(segment.k.arg, k + d)?;
                 dot += s.args[sweep.q.arg][q] * s.args[segment.k.arg][k];
             }
-            let v = row(s, sweep, &segment.v, j)? + column;
-            let v = s.checked(segment.v.arg, v)?;
             scores.push(dot * f64::from(f32::from_bits(segment.scale)));
-            values.push(s.args[segment.v.arg][v]);
+            if values_too {
+                let v = row(s, sweep, &segment.v, j)? + column;
+                let v = s.checked(segment.v.arg, v)?;
+                values.push(s.args[segment.v.arg][v]);
+            }
         }
     }
-    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let (mut sum, mut weighted) = (0.0, 0.0);
-    for (x, v) in scores.iter().zip(&values) {
-        let e = (x - max).exp();
-        sum += e;
-        weighted += e * v;
-    }
-    Ok(if sum == 0.0 { 0.0 } else { weighted / sum })
+    Ok((scores, values))
 }
 
 fn row(s: &Scalar, sweep: &Sweep, rows: &Rows, j: i64) -> Result<i64, EvalError> {

@@ -4,8 +4,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Access, Binary, BufferKind, Expr, ExprId, Kernel, Plan, Rhs, Stage, Sweep, Unary};
-use crate::types::DType;
+use super::{Access, Binary, BufferKind, Expr, ExprId, Kernel, Plan, Rhs, Stage, Sweep, SweepGradient, Unary};
+use crate::types::{DType, Size};
 
 /// A fault, with the kernel, launch or buffer it is in.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -236,6 +236,9 @@ pub fn verify_kernel(kernel: &Kernel) -> Vec<PlanError> {
         if c.a.strides.last().is_some_and(|s| s.as_const() != Some(1)) {
             check.fail("the contraction's left side is not contiguous in k".to_string());
         }
+        if c.packed_a && (c.batch > 0 || !matches!(c.b, Rhs::Packed { .. })) {
+            check.fail("a packed left side beside what is not packed".to_string());
+        }
         if let Some(also) = &c.also {
             match (also, &c.b) {
                 (Rhs::Packed { arg }, Rhs::Packed { .. }) => check.arg(*arg, Some(false), "the second weight"),
@@ -263,10 +266,15 @@ pub fn verify_kernel(kernel: &Kernel) -> Vec<PlanError> {
     if kernel.contraction.is_some() && kernel.reduces() {
         check.reduced_contraction();
     }
+    if kernel.panels {
+        check.panels();
+    }
     for (s, stage) in kernel.stages.iter().enumerate() {
         check.stage(s, stage);
     }
-    if !kernel.stages.iter().any(|s| matches!(s, Stage::Store { .. })) {
+    if let Some(gradient) = &kernel.sweep_gradient {
+        check.sweep_gradient(gradient);
+    } else if !kernel.stages.iter().any(|s| matches!(s, Stage::Store { .. })) {
         check.fail("stores nothing".to_string());
     }
     check.errors
@@ -286,6 +294,24 @@ impl Check<'_> {
             place: format!("kernel {}", self.kernel.name),
             message,
         });
+    }
+
+    fn panels(&mut self) {
+        let kernel = self.kernel;
+        let (k, n) = (Size::product(&kernel.outer), &kernel.cols);
+        if k.as_const().is_none() || n.as_const().is_none() {
+            self.fail(format!("fills panels of {k} by {n}, which are not known"));
+        }
+        let plain = kernel.contraction.is_none() && kernel.sweep.is_none() && kernel.ordered == 0;
+        match &kernel.stages[..] {
+            [Stage::Store { to, when: None, .. }] if plain && to.indirect.is_none() && to.offset.coef == 0 => {
+                let column = to.strides.last();
+                if column != Some(&Size::one()) && column != Some(&k) {
+                    self.fail("its columns are neither k nor n of the panels".to_string());
+                }
+            }
+            _ => self.fail("fills panels by something else than one store".to_string()),
+        }
     }
 
     fn arg(&mut self, arg: usize, written: Option<bool>, what: &str) {
@@ -343,9 +369,13 @@ impl Check<'_> {
         };
         let result = match expr {
             Expr::Load(a) => self.kernel.args.get(a.arg).map(|arg| Kind::of(arg.dtype)),
-            Expr::Float(_) | Expr::Reduced(_) | Expr::Acc | Expr::AccAlso | Expr::RowSquares | Expr::Swept(_) => {
-                Some(Kind::Float)
-            }
+            Expr::Float(_)
+            | Expr::Reduced(_)
+            | Expr::Acc
+            | Expr::AccAlso
+            | Expr::RowSquares
+            | Expr::Swept(_)
+            | Expr::Lse(_) => Some(Kind::Float),
             Expr::Int(_) | Expr::Index(_) | Expr::SizeOf(_) => Some(Kind::Int),
             Expr::Unary(Unary::ToFloat, a) => {
                 want(a, Kind::Int);
@@ -406,7 +436,7 @@ impl Check<'_> {
             Expr::AccAlso if self.kernel.contraction.as_ref().is_none_or(|c| c.also.is_none()) => {
                 self.fail(format!("{what} is AccAlso without a second weight"));
             }
-            Expr::Swept(p) if self.kernel.sweep.as_ref().is_none_or(|s| *p >= s.segments.len()) => {
+            Expr::Swept(p) | Expr::Lse(p) if self.kernel.sweep.as_ref().is_none_or(|s| *p >= s.segments.len()) => {
                 self.fail(format!("{what} is segment {p} of a sweep that has none such"));
             }
             Expr::Reduced(s) if !matches!(self.kernel.stages.get(*s), Some(Stage::Reduce { .. })) => {
@@ -480,6 +510,31 @@ impl Check<'_> {
                     }
                 }
             }
+        }
+    }
+
+    fn sweep_gradient(&mut self, g: &SweepGradient) {
+        let kernel = self.kernel;
+        if kernel.contraction.is_some() || kernel.sweep.is_some() || !kernel.stages.is_empty() {
+            self.fail("does more than a sweep's backward".to_string());
+        }
+        if kernel.cols.as_const().is_none() || g.depth < 1 || g.groups < 1 {
+            self.fail("head sizes and groups of a sweep's backward are constants".to_string());
+        }
+        for (what, rows, written) in g.matrices() {
+            self.arg(rows.arg, Some(written), what);
+            let wanted = kernel.outer.len()
+                + if what.ends_with('k') || what.ends_with('v') {
+                    1
+                } else {
+                    2
+                };
+            if rows.strides.len() != wanted {
+                self.fail(format!("{what} has {} strides, wants {wanted}", rows.strides.len()));
+            }
+        }
+        if g.ranges.is_empty() {
+            self.fail("a sweep's backward without ranges".to_string());
         }
     }
 

@@ -1,12 +1,15 @@
-//! Gradients as a graph: reverse-mode differentiation of an entry point, function by function. Runs nothing; what is kept or
-//! recomputed is decided by what it leaves to `passes`.
+//! Gradients as a graph: reverse-mode differentiation of an entry point, function by function. Runs nothing.
 //!
 //! A function that is called gets a backward twin `{name}_backward`: it takes what the function took and the gradients of its results
-//! (`d.{result}`), computes again what it needs in between, and gives the gradients of inputs (`d.{input}`) and weights
-//! (`grad.{weight}`). Only what something wanted depends on has a gradient: a frozen matrix costs nothing, and neither does a layer
+//! (`d.{result}`), and gives the gradients of inputs (`d.{input}`) and weights (`grad.{weight}`). What it needs in between it takes
+//! from a copy of the function that returns more (`{name}_keeping`, see `keep`), or computes again. Only what something wanted depends on has a gradient: a frozen matrix costs nothing, and neither does a layer
 //! below the first trained one. Twins are made per demand, so the lowest layer's may be smaller than the others'.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+
+mod keep;
+mod lives;
+mod measure;
 
 use crate::graph::{Attr, Function, Module, Op, Param, ValueId};
 use crate::ops::{self, Chain};
@@ -35,13 +38,15 @@ pub const GRAD: &str = "grad.";
 /// The module with one more entry point `name`: what `entry` returns, and `grad.{weight}` (f32, in the weight's shape) of its result
 /// `loss` for every weight or state that `wanted` names.
 ///
-/// Contributions are added in program order, last use first, so that the sums' order is fixed.
+/// Contributions are added in program order, last use first, so that the sums' order is fixed. At most `memory` bytes of a forward's
+/// values are kept for the backward, the others are computed again.
 pub fn gradient(
     module: &Module,
     entry: &str,
     loss: &str,
     wanted: &dyn Fn(&str) -> bool,
     name: &str,
+    memory: u64,
 ) -> Result<Module, GradientError> {
     let f = module
         .function(entry)
@@ -55,6 +60,7 @@ pub fn gradient(
     let mut all = Differentiation {
         module,
         wanted,
+        memory: memory / f.ops.iter().filter(|op| op.name == "call").count().max(1) as u64,
         twins: HashMap::new(),
         made: vec![],
     };
@@ -76,6 +82,7 @@ pub fn gradient(
         out.returns(&format!("{GRAD}{weight}"), v);
     }
     trim(&mut out);
+    lives::shorten(&mut out);
     let mut result = module.clone();
     result.functions.extend(all.made);
     result.functions.push(out);
@@ -98,6 +105,8 @@ struct Demand {
 #[derive(Clone)]
 struct Twin {
     function: Function,
+    /// The function that keeps values for it, and how many.
+    keeper: Option<(Function, usize)>,
     /// The original's inputs that it still needs.
     given: Vec<usize>,
     /// The original's results whose gradients it takes.
@@ -117,6 +126,8 @@ struct Sums {
 struct Differentiation<'m> {
     module: &'m Module,
     wanted: &'m dyn Fn(&str) -> bool,
+    /// Bytes that a call may keep.
+    memory: u64,
     twins: HashMap<Demand, Option<Twin>>,
     made: Vec<Function>,
 }
@@ -163,7 +174,9 @@ impl<'m> Differentiation<'m> {
 
     /// What the called function is asked for, its results' gradients left open.
     fn demand(&self, op: &Op, active: &HashSet<ValueId>) -> Result<Option<Demand>, GradientError> {
-        let Some((name, layer)) = callee(op) else { return Ok(None) };
+        let Some((name, layer)) = callee(op) else {
+            return Ok(None);
+        };
         let f = self.function(name)?;
         Ok(Some(Demand {
             function: name.to_string(),
@@ -177,8 +190,20 @@ impl<'m> Differentiation<'m> {
     fn active(&self, demand: &Demand) -> Result<HashSet<ValueId>, GradientError> {
         let f = self.function(&demand.function)?;
         let mut active = HashSet::new();
-        active.extend(inputs(f).iter().zip(&demand.inputs).filter(|(_, a)| **a).map(|(i, _)| i.0));
-        active.extend(f.params.iter().zip(&demand.weights).filter(|(_, w)| **w).map(|(p, _)| p.0));
+        active.extend(
+            inputs(f)
+                .iter()
+                .zip(&demand.inputs)
+                .filter(|(_, a)| **a)
+                .map(|(i, _)| i.0),
+        );
+        active.extend(
+            f.params
+                .iter()
+                .zip(&demand.weights)
+                .filter(|(_, w)| **w)
+                .map(|(p, _)| p.0),
+        );
         for op in &f.ops {
             match self.demand(op, &active)? {
                 Some(inner) => {
@@ -207,6 +232,7 @@ impl<'m> Differentiation<'m> {
         let f = self.function(&demand.function)?;
         let mut grads: HashMap<ValueId, ValueId> = HashMap::new();
         let mut sums = BTreeMap::new();
+        let mut measures = measure::Measures::default();
         for (v, d) in seeds.into_iter().filter(|(v, _)| active.contains(v)) {
             add(out, &mut grads, v, d);
         }
@@ -215,9 +241,20 @@ impl<'m> Differentiation<'m> {
                 self.call(out, op, inner, &mut grads, &mut sums)?;
                 continue;
             }
+            if op.name == "sweep" {
+                let found = measures.sweep(out, op, active).map_err(|e| failed(out, op, e))?;
+                for (v, d) in found {
+                    add(out, &mut grads, v, d);
+                }
+                continue;
+            }
             let Some(dy) = op.results.first().and_then(|v| grads.get(v)).copied() else {
                 continue;
             };
+            if op.name == "mean" {
+                measures.mean(out, op, dy);
+                continue;
+            }
             for (at, v) in op.operands.iter().enumerate().filter(|(_, v)| active.contains(v)) {
                 let d = rule(out, op, dy, at)?;
                 add(out, &mut grads, *v, d);
@@ -250,7 +287,19 @@ impl<'m> Differentiation<'m> {
         }
         let Some(twin) = self.twin(inner)? else { return Ok(()) };
         let args = twin.given.iter().map(|i| op.operands[*i]);
-        let args: Vec<ValueId> = args.chain(twin.taken.iter().map(|i| grads[&op.results[*i]])).collect();
+        let mut args: Vec<ValueId> = args.chain(twin.taken.iter().map(|i| grads[&op.results[*i]])).collect();
+        if let Some((keeper, count)) = &twin.keeper {
+            let first = keeper.returns.len() - count;
+            let kept: Vec<ValueId> = keeper.returns[first..]
+                .iter()
+                .map(|(_, v)| out.new_value(keeper.ty(*v).clone(), None))
+                .collect();
+            args.extend(&kept);
+            let call = out.ops.iter_mut().find(|o| o.results == op.results);
+            let call = call.expect("the walk goes over a copy of the function");
+            call.attrs.insert("callee".to_string(), Attr::Str(keeper.name.clone()));
+            call.results.extend(kept);
+        }
         let layer = callee(op).map_or(0, |c| c.1);
         let results = out.call(&twin.function, layer, &args);
         for (i, d) in twin.inputs.iter().zip(&results) {
@@ -292,20 +341,42 @@ impl<'m> Differentiation<'m> {
         for (name, d) in &sums.weights {
             out.returns(&format!("{GRAD}{name}"), *d);
         }
+        let name = |role: &str, made: &[Function]| {
+            let stem = format!("{}_{role}", f.name);
+            match made.iter().filter(|m| m.name.starts_with(&stem)).count() {
+                0 => stem,
+                n => format!("{stem}{}", n + 1),
+            }
+        };
+        // What a call within keeps has no way out yet.
+        let nested = f.ops.iter().any(|op| op.name == "call");
+        let whole = out.clone();
+        trim(&mut out);
+        let made: HashSet<ValueId> = f.ops.iter().flat_map(|op| op.results.iter().copied()).collect();
+        let forward = out.ops.iter().take_while(|op| made.contains(&op.results[0])).count();
+        let kept = match nested {
+            true => vec![],
+            false => keep::choose(&out, forward, self.memory, &lives::typical()),
+        };
+        let keeper =
+            (!kept.is_empty()).then(|| keep::keeping(f, &whole, f.ops.len(), &kept, name("keeping", &self.made)));
+        self.made.extend(keeper.clone());
+        keep::given(&mut out, &kept);
         let twin = (!out.returns.is_empty()).then(|| {
             let before: Vec<ValueId> = names.iter().map(|i| i.0).collect();
             trim(&mut out);
-            let kept: HashSet<ValueId> = out.params.iter().map(|p| p.0).collect();
-            let place = |d: usize| out.params.iter().any(|p| p.1 == Param::Input(format!("d.{}", f.returns[d].0)));
-            let taken: Vec<usize> = taken.into_iter().filter(|d| place(*d)).collect();
-            let of_function = self.made.iter().filter(|m| m.name.starts_with(&format!("{}_backward", f.name)));
-            out.name = match of_function.count() {
-                0 => format!("{}_backward", f.name),
-                n => format!("{}_backward{}", f.name, n + 1),
+            let params: HashSet<ValueId> = out.params.iter().map(|p| p.0).collect();
+            let place = |d: usize| {
+                out.params
+                    .iter()
+                    .any(|p| p.1 == Param::Input(format!("d.{}", f.returns[d].0)))
             };
+            let taken: Vec<usize> = taken.into_iter().filter(|d| place(*d)).collect();
+            out.name = name("backward", &self.made);
             self.made.push(out.clone());
             Twin {
-                given: (0..before.len()).filter(|i| kept.contains(&before[*i])).collect(),
+                keeper: keeper.map(|k| (k, kept.len())),
+                given: (0..before.len()).filter(|i| params.contains(&before[*i])).collect(),
                 taken,
                 inputs: sums.inputs.iter().map(|i| i.0).collect(),
                 weights: sums.weights.into_keys().collect(),
@@ -318,14 +389,22 @@ impl<'m> Differentiation<'m> {
 }
 
 fn rule(out: &mut Function, op: &Op, dy: ValueId, at: usize) -> Result<ValueId, GradientError> {
-    let function = out.name.clone();
-    let fail = |reason: String| GradientError::Op {
-        function: function.clone(),
-        op: op.name.clone(),
-        reason,
+    let Some(rule) = ops::op(&op.name).and_then(|def| def.gradient) else {
+        return Err(failed(out, op, String::new()));
     };
-    let rule = ops::op(&op.name).and_then(|def| def.gradient).ok_or_else(|| fail(String::new()))?;
-    rule(&mut Chain { f: out, op, dy, at }).map_err(|e| fail(format!(": {e}")))
+    rule(&mut Chain { f: out, op, dy, at }).map_err(|e| failed(out, op, e))
+}
+
+fn failed(f: &Function, op: &Op, reason: String) -> GradientError {
+    GradientError::Op {
+        function: f.name.clone(),
+        op: op.name.clone(),
+        reason: if reason.is_empty() {
+            reason
+        } else {
+            format!(": {reason}")
+        },
+    }
 }
 
 /// One more contribution.
