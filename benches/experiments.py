@@ -25,10 +25,10 @@ import sys
 MODES = ["layer", "restart", "stack"]
 # What differs between trainings; the rest are the binary's defaults. `batch` x `context` tokens a step, the same in all.
 RECIPES = {
-    "run1": {"trainable": "gates", "context": 512, "rate": 1e-2, "schedule": "cosine", "clip": 1.0},
-    "run2": {"trainable": "gates+norms", "context": 1024, "rate": 1e-2, "norms": {"rate": 1e-3}, "schedule": "cosine", "clip": 1.0},
+    "run1": {"trainable": "gates", "context": 512, "rate": 3e-2, "schedule": "cosine", "clip": 1.0},
+    "run2": {"trainable": "gates+norms", "context": 1024, "rate": 3e-2, "norms": {"rate": 1e-3}, "schedule": "cosine", "clip": 1.0},
     "all": {"trainable": "all", "context": 1024, "rate": 3e-4, "decay": 0.1, "beta2": 0.95, "schedule": "cosine", "clip": 1.0},
-    "base": {"trainable": "all", "context": 1024, "rate": 3e-3, "decay": 0.1, "beta2": 0.95, "schedule": "cosine", "clip": 1.0},
+    "base": {"trainable": "all", "context": 1024, "rate": 2e-3, "decay": 0.1, "beta2": 0.95, "schedule": "cosine", "clip": 1.0},
 }
 AUTHOR = re.compile(r"^([Bb]y\s+)[A-Z][a-z]+ [A-Z][a-z]+( \(\d+\))?\n", re.MULTILINE)
 CHAPTER = re.compile(r"^(chapter|act|scene)\b", re.IGNORECASE)

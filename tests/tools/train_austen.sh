@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the bundled model, tests/models/austen, with loopc alone: tokenizer and weights from a seed, training, one file in bf16.
 #
-#   tests/tools/train_austen.sh LOOPC AUSTEN.txt OUT        STEPS=1000 THREADS=2 are the defaults; OUT.run is kept and gone on with
+#   tests/tools/train_austen.sh LOOPC AUSTEN.txt OUT        STEPS=2500 THREADS=2 are the defaults; OUT.run is kept and gone on with
 #
 # The model is trained in mode `layer` from its first step on. A base that is retrofitted would keep its gates near the bias they start
 # with, as benches/experiments.py shows; here gates learn together with everything else, so that the demo's model uses both passes, and
@@ -12,7 +12,7 @@ if [ $# -ne 3 ]; then
   exit 2
 fi
 loopc=$1 text=$2 out=$3 run=$3.run
-steps=${STEPS:-1000} threads=${THREADS:-2}
+steps=${STEPS:-2500} threads=${THREADS:-2}
 
 mkdir -p "$run"
 head -n -3000 "$text" > "$run/train.txt"
@@ -22,10 +22,10 @@ trainable = "all"
 context = 256
 batch = 8
 steps = $steps
-rate = 3e-3
+rate = 2e-3
 decay = 0.1
 beta2 = 0.95
-warmup = 50
+warmup = 100
 validate_every = 100
 validate_tokens = 20000
 TOML
