@@ -10,8 +10,10 @@ mod doctor;
 mod documents;
 mod draw;
 mod eval;
+mod export;
 mod generate;
 mod grad;
+mod init;
 mod logits;
 mod metrics;
 mod opt;
@@ -46,10 +48,14 @@ enum Command {
     Grad(grad::Args),
     /// Loss and perplexity on a text
     Eval(eval::Args),
+    /// Make a fresh checkpoint, with a tokenizer made from texts
+    Init(Box<init::Args>),
     /// Train a model, or its gates and norms alone
     Train(Box<train::Args>),
     /// Make a loop checkpoint from a plain one
     Retrofit(retrofit::Args),
+    /// Write a checkpoint as one file of weights, without what only training needs
+    Export(export::Args),
     /// Time prefill and decode, and where the time goes
     Bench(bench::Args),
     /// What this machine can compile for and run on, and what is missing
@@ -70,8 +76,10 @@ fn main() -> std::process::ExitCode {
         Command::Logits(args) => args.run(),
         Command::Grad(args) => args.run(),
         Command::Eval(args) => args.run(),
+        Command::Init(args) => args.run(),
         Command::Train(args) => args.run(),
         Command::Retrofit(args) => args.run(),
+        Command::Export(args) => args.run(),
         Command::Bench(args) => args.run(),
         Command::Doctor(args) => args.run(),
     };

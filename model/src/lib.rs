@@ -1,11 +1,13 @@
-//! The model around the compiler: configuration, the naive graph, weights by name, tokenizer, chat template, sampling,
-//! generation and evaluation. Knows the graph (`ir`) and the runtime, but no compiler.
+//! The model around the compiler: configuration, the naive graph, weights by name, tokenizer, chat template, sampling, generation and
+//! evaluation, training, and folders that are made: fresh, retrofitted, exported. Knows the graph (`ir`) and the runtime, but no compiler.
 
 pub mod chat;
 pub mod config;
+pub mod export;
 pub mod generate;
 pub mod gradients;
 pub mod graph;
+pub mod init;
 pub mod retrofit;
 pub mod runner;
 pub mod sample;
@@ -13,5 +15,6 @@ pub mod tokenizer;
 pub mod train;
 pub mod trainable;
 pub mod weights;
+pub mod write;
 
 pub use config::{Config, ConfigError, Family, LoopAttention, Mode};

@@ -2,18 +2,19 @@
 //!
 //! Gates start at w = 0 and a constant bias. No weight is computed or converted; files are linked, or copied if they cannot be.
 
-use std::collections::{BTreeMap, HashMap};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use runtime::RuntimeError;
 use runtime::weights::Checkpoint;
-use safetensors::{Dtype, tensor::TensorView};
+use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use crate::config::{self, Config, ConfigError, Mode};
 use crate::weights::{self, WeightsError};
+use crate::write::{self, WriteError, io_error};
 
 #[derive(Debug, thiserror::Error)]
 pub enum RetrofitError {
@@ -23,10 +24,10 @@ pub enum RetrofitError {
     Weights(#[from] WeightsError),
     #[error(transparent)]
     Checkpoint(#[from] RuntimeError),
+    #[error(transparent)]
+    Write(#[from] WriteError),
     #[error("{folder}: it is a loop model already ({mode}); retrofit the plain model it came from", folder = folder.display())]
     LoopModel { folder: PathBuf, mode: &'static str },
-    #[error("{out}: it exists already; remove it or choose another -o", out = out.display())]
-    Exists { out: PathBuf },
     #[error("--mode base: a retrofit needs a second pass: layer, restart or stack")]
     Base,
     #[error("--window {0}: it must be at least 1 (the token itself)")]
@@ -35,13 +36,6 @@ pub enum RetrofitError {
     Loops(i64),
     #[error("--gate-bias {0}: it must be a finite number")]
     Bias(f32),
-    #[error("{path}: {source}", path = path.display())]
-    Io { path: PathBuf, source: io::Error },
-    #[error("{path}: cannot write the gates: {source}", path = path.display())]
-    Write {
-        path: PathBuf,
-        source: safetensors::SafeTensorError,
-    },
 }
 
 /// What to add.
@@ -85,40 +79,18 @@ pub fn retrofit(base: &Path, out: &Path, options: &Options) -> Result<(), Retrof
     }
     let checkpoint = Checkpoint::open(base)?;
     weights::check(&config, &checkpoint)?;
-    if out.symlink_metadata().is_ok() {
-        return Err(RetrofitError::Exists { out: out.to_path_buf() });
-    }
-    let name = out
-        .file_name()
-        .map(|n| n.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    let draft = out.with_file_name(format!(".{name}.{}.part", std::process::id()));
-    let written = write(base, &config, &checkpoint, options, &draft).and_then(|()| {
-        fs::rename(&draft, out).map_err(|source| RetrofitError::Io {
-            path: out.to_path_buf(),
-            source,
-        })
-    });
-    if written.is_err() {
-        let _ = fs::remove_dir_all(&draft);
-    }
-    written
+    write::new_folder(out, |draft| fill(base, &config, &checkpoint, options, draft))
 }
 
-fn write(
+fn fill(
     base: &Path,
     config: &Config,
     checkpoint: &Checkpoint,
     options: &Options,
     draft: &Path,
 ) -> Result<(), RetrofitError> {
-    let io = |path: &Path| {
-        let path = path.to_path_buf();
-        move |source| RetrofitError::Io { path, source }
-    };
-    fs::create_dir_all(draft).map_err(io(draft))?;
-    for entry in fs::read_dir(base).map_err(io(base))? {
-        let entry = entry.map_err(io(base))?;
+    for entry in fs::read_dir(base).map_err(io_error(base))? {
+        let entry = entry.map_err(io_error(base))?;
         let (from, to) = (entry.path(), draft.join(entry.file_name()));
         let rewritten = ["config.json", INDEX, GATES_FILE]
             .iter()
@@ -127,34 +99,32 @@ fn write(
             continue;
         }
         // Weights are large and never changed in place: a link is enough. Hubs' caches hold links, so resolve them first.
-        let from = from.canonicalize().map_err(io(&from))?;
+        let from = from.canonicalize().map_err(io_error(&from))?;
         let linked = to.extension().is_some_and(|e| e == "safetensors") && fs::hard_link(&from, &to).is_ok();
         if !linked {
-            fs::copy(&from, &to).map_err(io(&to))?;
+            fs::copy(&from, &to).map_err(io_error(&to))?;
         }
     }
 
     let gates = draft.join(GATES_FILE);
     let (heads, dim) = (config.heads as usize, config.head_dim as usize);
-    let zeros = vec![0u8; heads * dim * 4];
     let biases: Vec<u8> = options.gate_bias.to_le_bytes().repeat(heads);
     let mut tensors = vec![];
     for i in 0..config.layers {
-        for (part, shape, bytes) in [("weight", vec![heads, dim], &zeros), ("bias", vec![heads], &biases)] {
-            let view = TensorView::new(Dtype::F32, shape, bytes);
-            let view = view.map_err(|source| RetrofitError::Write {
-                path: gates.clone(),
-                source,
-            })?;
-            tensors.push((format!("{}{i}.{part}", weights::GATES), view));
+        for (part, shape, bytes) in [
+            ("weight", vec![heads, dim], vec![0u8; heads * dim * 4]),
+            ("bias", vec![heads], biases.clone()),
+        ] {
+            let tensor = write::Tensor {
+                dtype: Dtype::F32,
+                shape,
+                bytes: Box::new(move || Cow::Owned(bytes.clone())),
+            };
+            tensors.push((format!("{}{i}.{part}", weights::GATES), tensor));
         }
     }
     let names: Vec<String> = tensors.iter().map(|(name, _)| name.clone()).collect();
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    safetensors::serialize_to_file(tensors, Some(metadata), &gates).map_err(|source| RetrofitError::Write {
-        path: gates.clone(),
-        source,
-    })?;
+    write::tensors(&gates, tensors)?;
 
     let old = base.join(INDEX);
     let old = if old.exists() { config::read(&old)? } else { Value::Null };
@@ -171,26 +141,21 @@ fn write(
     map.extend(names.into_iter().map(|name| (name, GATES_FILE.to_string())));
     let mut total = 0;
     for file in map.values().collect::<std::collections::BTreeSet<_>>() {
-        total += fs::metadata(draft.join(file)).map_err(io(&draft.join(file)))?.len();
+        total += fs::metadata(draft.join(file))
+            .map_err(io_error(&draft.join(file)))?
+            .len();
     }
     let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
-    save(&draft.join(INDEX), &index)?;
+    write::json(&draft.join(INDEX), &index)?;
 
     let mut json = config.json.clone();
     if let Some(map) = json.as_object_mut() {
         let value = json!({ "mode": options.mode.name(), "window": options.window, "loops": options.loops });
         map.insert("loop_attention".to_string(), value);
     }
-    save(&draft.join("config.json"), &json)?;
+    write::json(&draft.join("config.json"), &json)?;
     // What we wrote must be what we would read.
     let written = Config::from_folder(draft)?;
     weights::check(&written, &Checkpoint::open(draft)?)?;
     Ok(())
-}
-
-fn save(path: &Path, value: &Value) -> Result<(), RetrofitError> {
-    fs::write(path, format!("{value:#}\n")).map_err(|source| RetrofitError::Io {
-        path: path.to_path_buf(),
-        source,
-    })
 }

@@ -23,7 +23,11 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Reads `folder/tokenizer.json`.
     pub fn from_folder(folder: &Path) -> Result<Tokenizer, TokenizerError> {
-        let file = folder.join("tokenizer.json");
+        Tokenizer::from_file(folder.join("tokenizer.json"))
+    }
+
+    /// Reads a tokenizer.json of any name.
+    pub fn from_file(file: PathBuf) -> Result<Tokenizer, TokenizerError> {
         if !file.exists() {
             return Err(TokenizerError::Missing { file });
         }
@@ -63,6 +67,11 @@ impl Tokenizer {
     /// The id of a token by its exact name (`<|im_end|>`).
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
+    }
+
+    /// How many ids there are, up to the largest.
+    pub fn ids(&self) -> u32 {
+        self.inner.get_vocab(true).into_values().max().map_or(0, |id| id + 1)
     }
 
     /// Text for tokens that come one by one.

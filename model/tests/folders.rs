@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use model::retrofit::{Options, RetrofitError, retrofit};
+use model::write::WriteError;
 use model::{Config, LoopAttention, Mode, weights};
 use runtime::weights::Checkpoint;
 use safetensors::{Dtype, tensor::TensorView};
@@ -373,7 +374,7 @@ fn a_retrofit_adds_gates_and_changes_nothing_else() {
             // Again onto it, and from it.
             assert!(matches!(
                 retrofit(plain.path(), &out, &options),
-                Err(RetrofitError::Exists { .. })
+                Err(RetrofitError::Write(WriteError::Exists { .. }))
             ));
             let again = retrofit(&out, &parent.path().join("again"), &options);
             assert!(matches!(again, Err(RetrofitError::LoopModel { .. })));
