@@ -63,7 +63,7 @@ impl Runs {
         let s = Sandbox::new();
         let model = tiny(&s, "model", mode);
         std::fs::write(s.path("recipe.toml"), RECIPE).unwrap();
-        for (name, source) in [("data.txt", "loop_qwen3.py"), ("held.txt", "train_demo.py")] {
+        for (name, source) in [("data.txt", "loop_qwen3.py"), ("held.txt", "make_goldens.py")] {
             std::fs::copy(root().join("tests/tools").join(source), s.path(name)).unwrap();
         }
         Runs { s, model }

@@ -18,7 +18,7 @@ import loop_qwen3
 
 TOKENIZER = TOOLS.parent / "models/austen/tokenizer.json"
 DATA = [TOOLS / "loop_qwen3.py", TOOLS / "make_goldens.py"]
-HELD_OUT = TOOLS / "train_demo.py"
+HELD_OUT = TOOLS / "make_goldens.py"
 TOLERANCE = 1e-3
 # Every part of the step shows: groups of their own, decay, clipping, warm-up, micro-batches, more than one epoch.
 RECIPE = """
