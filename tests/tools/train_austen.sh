@@ -3,9 +3,9 @@
 #
 #   tests/tools/train_austen.sh LOOPC AUSTEN.txt OUT        STEPS=2500 THREADS=2 are the defaults; OUT.run is kept and gone on with
 #
-# The model is trained in mode `layer` from its first step on. A base that is retrofitted would keep its gates near the bias they start
-# with, as benches/experiments.py shows; here gates learn together with everything else, so that the demo's model uses both passes, and
-# one run makes it. The last 3,000 lines of the text are held out.
+# The model is trained in mode `layer` from its first step on. Bases that were retrofitted kept their gates near the bias they began with
+# in runs of minutes (docs/experiments.md); here gates learn together with everything else, so that the demo's model uses both passes,
+# and one run makes it. The last 3,000 lines of the text are held out.
 set -euo pipefail
 if [ $# -ne 3 ]; then
   sed -n '2,4s/^# *//p' "$0" >&2
