@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use compiler::cpu::Target;
+use compiler::Target;
 use compiler::pipeline::{self, ModelFacts};
 use ir::DType;
 use model::graph::gates;

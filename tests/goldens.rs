@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use compiler::cpu::Target;
+use compiler::Target;
 use compiler::pipeline::{self, ModelFacts};
 use ir::DType;
 use model::{Config, generate};

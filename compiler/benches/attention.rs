@@ -4,7 +4,7 @@
 //!
 //! Programs take turns in one process; times are the kernels' own (the casts of the inputs left out), the best of all rounds.
 
-use compiler::cpu::Target;
+use compiler::Target;
 use compiler::pipeline::{self, ModelFacts};
 use ir::{DType, Dim, Function, Module, Param, TensorType, ValueId};
 use passes::Program;

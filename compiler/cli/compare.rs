@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::bail;
-use compiler::cpu::Target;
+use compiler::Target;
 use ir::plan::count::Work;
 use ir::{DType, Dim, Function, Module, Param, Sizes, TensorType};
 use passes::{Program, SWITCHES};
@@ -103,7 +103,7 @@ pub fn run(model: &Path, contexts: &[i64], rounds: u32, ablate: bool, common: &C
         mode: format!("{:?}", source.config.attention.mode).to_lowercase(),
         dtype: common.dtype.map_or(DType::F32, |t| t.dtype()).name(),
         threads,
-        target: Target::native()?.name,
+        target: Target::native()?.name(),
         matmul_gflop_s: 1e-9 * matmul,
         read_gb_s: 1e-9 * read,
         rows: vec![],

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use compiler::cpu::Target;
+use compiler::Target;
 use indicatif::{ProgressBar, ProgressStyle};
 use ir::DType;
 use model::generate::Loss;

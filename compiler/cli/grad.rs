@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use compiler::cpu::Target;
+use compiler::Target;
 use ir::DType;
 use model::trainable::Trainable;
 use runtime::engine::{Engine, Options};

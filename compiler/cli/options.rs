@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
-use compiler::cpu::Target;
+use compiler::Target;
 use compiler::pipeline::Stage;
 use ir::DType;
 use passes::Program;

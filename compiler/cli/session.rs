@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use compiler::cpu::Target;
+use compiler::Target;
 use compiler::pipeline::{self, ModelFacts, Stage, Times};
 use ir::DType;
 use model::config::Config;
@@ -214,7 +214,7 @@ fn cached(
     compile: impl FnOnce() -> anyhow::Result<Artefact>,
 ) -> anyhow::Result<Artefact> {
     let folder = std::path::absolute(&source.folder)?;
-    let targets: Vec<&str> = request.targets.iter().map(|t| t.name).collect();
+    let targets: Vec<&str> = request.targets.iter().map(|t| t.name()).collect();
     let file = cache::file(&[
         &source.hash(),
         &folder.to_string_lossy(),

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use compiler::cpu::Target;
+use compiler::Target;
 use indicatif::{ProgressBar, ProgressStyle};
 use ir::DType;
 use model::train::{Recipe, Trainer, checkpoint};

@@ -56,6 +56,7 @@ fn artefact() -> Artefact {
             features: vec!["avx2".into()],
             offset: 2,
             len: 3,
+            kernels: vec![],
         }],
     };
     Artefact {

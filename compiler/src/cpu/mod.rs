@@ -20,7 +20,8 @@ use ir::plan::Kernel;
 
 /// Machine code of kernels, and the texts it came from (by kernel) if they were asked for.
 pub struct Compiled {
-    pub object: Vec<u8>,
+    /// An ELF object, or PTX.
+    pub code: Vec<u8>,
     pub mlir: Vec<(String, String)>,
     pub llvm: Vec<(String, String)>,
 }
