@@ -4,6 +4,7 @@ pub mod cpu;
 pub mod gpu;
 pub mod mlir;
 pub mod pipeline;
+mod scalar;
 mod target;
 
 pub use target::Target;

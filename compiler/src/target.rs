@@ -21,8 +21,18 @@ impl Target {
         if name == "native" {
             return Target::native();
         }
-        let cpu = cpu::Target::ALL.iter().find(|t| t.name == name).cloned().map(Target::Cpu);
-        let gpu = || gpu::Target::ALL.iter().find(|t| t.name == name).cloned().map(Target::Gpu);
+        let cpu = cpu::Target::ALL
+            .iter()
+            .find(|t| t.name == name)
+            .cloned()
+            .map(Target::Cpu);
+        let gpu = || {
+            gpu::Target::ALL
+                .iter()
+                .find(|t| t.name == name)
+                .cloned()
+                .map(Target::Gpu)
+        };
         cpu.or_else(gpu).ok_or_else(|| {
             CodeError(format!(
                 "there is no target `{name}`; choose native, {}",

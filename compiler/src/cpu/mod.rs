@@ -1,6 +1,5 @@
 //! Kernels for x86-64: emission per kind (`map`, `pack`, `matmul`, `sweep`, `sweep_gradient`), targets, object code.
 
-mod expr;
 mod keys;
 mod map;
 mod matmul;
@@ -12,7 +11,7 @@ mod rows;
 mod sweep;
 mod sweep_gradient;
 mod target;
-mod vmath;
+pub(crate) mod vmath;
 
 pub use target::Target;
 

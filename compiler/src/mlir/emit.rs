@@ -393,6 +393,27 @@ impl Emit {
         self.op(ty, &format!("vector.extract {a}[{lane}] : {ty} from {}", a.ty))
     }
 
+    /// A vector of these scalars.
+    pub fn vector(&mut self, lanes: &[Val]) -> Val {
+        let ty = Ty::vector(lanes[0].ty.elem, lanes.len());
+        let list = lanes.iter().map(Val::to_string).collect::<Vec<_>>().join(", ");
+        self.op(ty, &format!("vector.from_elements {list} : {ty}"))
+    }
+
+    /// A function of scalars on each lane of a vector, or on the scalar.
+    pub fn lanes(&mut self, a: Val, f: impl Fn(&mut Emit, Val) -> Val) -> Val {
+        if a.ty.lanes == 0 {
+            return f(self, a);
+        }
+        let lanes: Vec<Val> = (0..a.ty.lanes)
+            .map(|i| {
+                let x = self.extract(a, i);
+                f(self, x)
+            })
+            .collect();
+        self.vector(&lanes)
+    }
+
     /// The largest lane, by halves: without a NaN's fate to mind it is a shuffle and a maximum each.
     pub fn largest(&mut self, a: Val) -> Val {
         let n = a.ty.lanes;
@@ -570,7 +591,10 @@ impl Emit {
                 format!(" iter_args({pairs}) -> ({types})"),
             ),
         };
-        self.line(&format!("{head}scf.for {iv} = {lo} to {hi} step {step}{args} : {} {{", lo.ty));
+        self.line(&format!(
+            "{head}scf.for {iv} = {lo} to {hi} step {step}{args} : {} {{",
+            lo.ty
+        ));
         self.depth += 1;
         let yields = body(self, iv, &carried);
         assert_eq!(yields.len(), init.len(), "a loop yields what it carries");
