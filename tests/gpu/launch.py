@@ -16,7 +16,7 @@ import torch
 
 cuda = ctypes.CDLL("libcuda.so.1")
 SYMBOLS = ["B", "T", "S", "C"]
-TYPES = {"f32": 7, "bf16": 9, "f16": 6, "i32": 4}  # CUtensorMapDataType
+TYPES = {"f32": 7, "bf16": 9, "f16": 6, "i32": 3}  # CUtensorMapDataType
 WIDTH = {"f32": 4, "bf16": 2, "f16": 2, "i32": 4, "i1": 1}
 
 

@@ -4,6 +4,7 @@
 //! CUDA's toolkit is needed to make them, and no GPU.
 
 mod assemble;
+mod contraction;
 mod map;
 pub(crate) mod math;
 mod ptx;
@@ -47,7 +48,10 @@ pub fn compile_kernels(
 /// One kernel.
 pub fn emit(kernel: &Kernel, target: &Target) -> Result<Emitted, CodeError> {
     let kernel = &with_ptx_name(kernel);
-    if kernel.sweep_gradient.is_some() || kernel.sweep.is_some() || kernel.contraction.is_some() {
+    if let Some(c) = &kernel.contraction {
+        return Ok(contraction::emit(kernel, c));
+    }
+    if kernel.sweep_gradient.is_some() || kernel.sweep.is_some() {
         return Err(CodeError(format!(
             "kernel {}: not for {} yet",
             kernel.name, target.name
