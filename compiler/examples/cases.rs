@@ -25,11 +25,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         None => passes::Program::fused(),
     };
     let only = flag("--only", true);
-    let [input, out, sizes] = &args[..] else { return Err("cases GRAPH.mlir OUT B=2,T=19,S=19,C=32".into()) };
+    let [input, out, sizes] = &args[..] else {
+        return Err("cases GRAPH.mlir OUT B=2,T=19,S=19,C=32".into());
+    };
     let out = PathBuf::from(out);
-    let Target::Gpu(target) = Target::by_name(&target)? else { return Err("a GPU target, please".into()) };
+    let Target::Gpu(target) = Target::by_name(&target)? else {
+        return Err("a GPU target, please".into());
+    };
     let pairs = sizes.split(',').filter_map(|p| p.split_once('='));
-    let sizes: Sizes = pairs.map(|(k, v)| Ok((k.to_string(), v.parse()?))).collect::<Result<_, std::num::ParseIntError>>()?;
+    let sizes: Sizes = pairs
+        .map(|(k, v)| Ok((k.to_string(), v.parse()?)))
+        .collect::<Result<_, std::num::ParseIntError>>()?;
     let mut module = ir::text::parse(&std::fs::read_to_string(input)?).map_err(|e| format!("{e:?}"))?;
     for pass in program.steps().map_err(|e| e.to_string())? {
         (pass.run)(&mut module).map_err(|e| e.to_string())?;
@@ -49,24 +55,44 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             continue;
         }
         let sizes: Sizes = if entry == "decode" {
-            sizes.iter().map(|(k, v)| (k.clone(), if k == "T" { 1 } else { *v })).collect()
+            sizes
+                .iter()
+                .map(|(k, v)| (k.clone(), if k == "T" { 1 } else { *v }))
+                .collect()
         } else {
             sizes.clone()
         };
         let plan = passes::schedule(&module, entry, &program.scheduling).map_err(|e| e.to_string())?;
         let mut memory = eval::allocate(&plan, &sizes)?;
         for (b, values) in plan.buffers.iter().zip(&mut memory) {
-            let limit = if b.name.contains("start") || b.name.contains("last") { sizes["T"].min(sizes["S"]) } else { 50 };
+            let limit = if b.name.contains("start") || b.name.contains("last") {
+                sizes["T"].min(sizes["S"])
+            } else {
+                50
+            };
             match (&b.kind, b.dtype) {
-                (BufferKind::Weight(WeightRecipe::RopeTable { .. }) | BufferKind::Temp { .. } | BufferKind::Output(_), _) => {}
-                (_, DType::I32) => values.iter_mut().for_each(|x| *x = ((random() + 1.0) * 0.5 * limit as f64).floor()),
+                (
+                    BufferKind::Weight(WeightRecipe::RopeTable { .. })
+                    | BufferKind::Temp { .. }
+                    | BufferKind::Output(_),
+                    _,
+                ) => {}
+                (_, DType::I32) => values
+                    .iter_mut()
+                    .for_each(|x| *x = ((random() + 1.0) * 0.5 * limit as f64).floor()),
                 (_, dtype) => values.iter_mut().for_each(|x| *x = eval::round(random(), dtype)),
             }
         }
         let mut names = HashMap::new();
         for launch in &plan.launches {
             let kernel = &plan.kernels[launch.kernel];
-            let body = format!("{:?}", Kernel { name: String::new(), ..kernel.clone() });
+            let body = format!(
+                "{:?}",
+                Kernel {
+                    name: String::new(),
+                    ..kernel.clone()
+                }
+            );
             let mut held: Vec<Vec<f64>> = launch.args.iter().map(|b| std::mem::take(&mut memory[*b])).collect();
             let before = held.clone();
             eval::run_kernel(kernel, &sizes, &mut held)?;
@@ -103,7 +129,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (compiled, how) = gpu::compile_kernels(&kernels, &target, false)?;
     std::fs::create_dir_all(&out)?;
     std::fs::write(out.join("code.ptx"), &compiled.code)?;
-    let rows: Vec<_> = (kernels.iter().zip(&how)).map(|(k, how)| serde_json::json!({"kernel": k, "gpu": how})).collect();
+    let rows: Vec<_> = (kernels.iter().zip(&how))
+        .map(|(k, how)| serde_json::json!({"kernel": k, "gpu": how}))
+        .collect();
     std::fs::write(out.join("kernels.json"), serde_json::to_string(&rows)?)?;
     cases.retain(|c| kernels.iter().any(|k| c["kernel"] == k.name));
     std::fs::write(out.join("cases.json"), serde_json::to_string(&cases)?)?;
@@ -115,8 +143,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 fn bytes(values: &[f64], dtype: DType) -> Vec<u8> {
     match dtype {
         DType::F32 => values.iter().flat_map(|x| (*x as f32).to_le_bytes()).collect(),
-        DType::BF16 => values.iter().flat_map(|x| bf16::from_f64(*x).to_bits().to_le_bytes()).collect(),
-        DType::F16 => values.iter().flat_map(|x| f16::from_f64(*x).to_bits().to_le_bytes()).collect(),
+        DType::BF16 => values
+            .iter()
+            .flat_map(|x| bf16::from_f64(*x).to_bits().to_le_bytes())
+            .collect(),
+        DType::F16 => values
+            .iter()
+            .flat_map(|x| f16::from_f64(*x).to_bits().to_le_bytes())
+            .collect(),
         DType::I32 => values.iter().flat_map(|x| (*x as i32).to_le_bytes()).collect(),
         DType::I1 => values.iter().map(|x| *x as u8).collect(),
     }

@@ -12,7 +12,7 @@ use ir::{DType, Size};
 use runtime::artefact::{GpuKernel, Step, Variant};
 
 use super::ptx::{self, F32, I32, Params, Signature};
-use super::{Emitted, tiles};
+use super::{Emitted, Target, tiles};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 use crate::scalar::{Body, Columns, Math, Point, memory, widen};
 
@@ -26,7 +26,7 @@ const DEPTH: i64 = 16;
 /// Elements from row to row of a tile in shared memory: no two rows begin in one bank.
 const PITCH: i64 = TILE + 4;
 
-pub fn emit(kernel: &Kernel, c: &Contraction) -> Emitted {
+pub fn emit(kernel: &Kernel, c: &Contraction, target: &Target) -> Emitted {
     let (batch, rows) = kernel.outer.split_at(c.batch);
     let mut grid = vec![(Size::product(batch), 1), (Size::product(rows), TILE)];
     if !kernel.reduces() {
@@ -35,6 +35,7 @@ pub fn emit(kernel: &Kernel, c: &Contraction) -> Emitted {
     let signature = Signature {
         buffers: kernel.args.len(),
         threads: THREADS as u32,
+        overlap: target.hopper,
         ..Signature::default()
     };
     let text = ptx::function(&kernel.name, signature, |e, params| block(e, kernel, c, params));
@@ -54,6 +55,7 @@ pub fn emit(kernel: &Kernel, c: &Contraction) -> Emitted {
                     threads: THREADS as u32,
                     shared: (shared * 4) as u32,
                     cluster: 0,
+                    overlap: target.hopper,
                     maps: vec![],
                 }],
             }],

@@ -12,7 +12,7 @@ use ir::plan::{Access, Expr, Kernel, Reduction, Stage};
 use runtime::artefact::{GpuKernel, Step, Variant};
 
 use super::ptx::{self, F32, I32, Signature};
-use super::{Emitted, tiles};
+use super::{Emitted, Target, tiles};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 use crate::scalar::{Body, Columns, Math, Point};
 
@@ -124,7 +124,7 @@ fn depends_on_column(kernel: &Kernel, id: usize) -> bool {
     }
 }
 
-pub fn emit(kernel: &Kernel) -> Emitted {
+pub fn emit(kernel: &Kernel, target: &Target) -> Emitted {
     let shape = Shape::new(kernel);
     let parallel = &kernel.outer[..kernel.outer.len() - kernel.ordered];
     let mut grid = vec![(Size::product(parallel), shape.points())];
@@ -132,6 +132,7 @@ pub fn emit(kernel: &Kernel) -> Emitted {
     let signature = Signature {
         buffers: kernel.args.len(),
         threads: THREADS as u32,
+        overlap: target.hopper,
         ..Signature::default()
     };
     let text = ptx::function(&kernel.name, signature, |e, params| {
@@ -158,6 +159,7 @@ pub fn emit(kernel: &Kernel) -> Emitted {
                     threads: THREADS as u32,
                     shared: (partials * 4) as u32,
                     cluster: 0,
+                    overlap: target.hopper,
                     maps: vec![],
                 }],
             }],

@@ -49,7 +49,7 @@ pub fn compile_kernels(
 pub fn emit(kernel: &Kernel, target: &Target) -> Result<Emitted, CodeError> {
     let kernel = &with_ptx_name(kernel);
     if let Some(c) = &kernel.contraction {
-        return Ok(contraction::emit(kernel, c));
+        return Ok(contraction::emit(kernel, c, target));
     }
     if kernel.sweep_gradient.is_some() || kernel.sweep.is_some() {
         return Err(CodeError(format!(
@@ -57,7 +57,7 @@ pub fn emit(kernel: &Kernel, target: &Target) -> Result<Emitted, CodeError> {
             kernel.name, target.name
         )));
     }
-    Ok(map::emit(kernel))
+    Ok(map::emit(kernel, target))
 }
 
 /// PTX names have no dots.
