@@ -57,6 +57,7 @@ fn artefact() -> Artefact {
             offset: 2,
             len: 3,
             kernels: vec![],
+            joins: vec![],
         }],
     };
     Artefact {

@@ -51,6 +51,7 @@ pub fn emit(kernel: &Kernel, c: &Contraction, target: &Target) -> Emitted {
                 steps: vec![Step {
                     function: kernel.name.clone(),
                     tiles: tiles(&grid),
+                    more_tiles: vec![],
                     per_multiprocessor: 0,
                     threads: THREADS as u32,
                     shared: (shared * 4) as u32,
