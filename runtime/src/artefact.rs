@@ -104,6 +104,10 @@ pub struct Step {
     /// Blocks of a cluster; 0 and 1 mean none. The number of blocks is rounded up to it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub cluster: u32,
+    /// It may begin before the function in front of it has ended: it executes `griddepcontrol.wait` before it touches memory that another
+    /// function writes, or writes memory that another one reads (buffers, workspaces and counters; weights may be read at once).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub overlap: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub maps: Vec<TensorMap>,
 }

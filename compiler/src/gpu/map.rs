@@ -158,6 +158,7 @@ pub fn emit(kernel: &Kernel) -> Emitted {
                     threads: THREADS as u32,
                     shared: (partials * 4) as u32,
                     cluster: 0,
+                    overlap: false,
                     maps: vec![],
                 }],
             }],
