@@ -96,7 +96,7 @@ fn main() {
             let (artefact, _) = pipeline::compile(module, &facts, &options).expect("it compiles");
             (
                 name,
-                Engine::load(&artefact, &checkpoint, Options { threads }).expect("it loads"),
+                Engine::load(&artefact, &checkpoint, Options::cpu(threads)).expect("it loads"),
             )
         })
         .collect();

@@ -9,7 +9,7 @@ use compiler::pipeline::{self, ModelFacts, Stage, Times};
 use ir::DType;
 use model::config::Config;
 use runtime::container::Artefact;
-use runtime::engine::{Engine, Options};
+use runtime::engine::Engine;
 use runtime::weights::Checkpoint;
 
 use crate::cache;
@@ -147,8 +147,8 @@ impl Session {
             let source = Source::open(path)?;
             let request = Request {
                 entries: ENTRIES.map(String::from).to_vec(),
-                targets: vec![Target::native()?],
-                dtype: common.dtype.map_or(DType::F32, |t| t.dtype()),
+                targets: vec![common.target()?],
+                dtype: common.dtype(),
                 max_context: common.max_context,
                 program: common.program(),
                 emit: vec![],
@@ -187,13 +187,7 @@ impl Session {
         };
         log("artefact", start);
         let start = Instant::now();
-        let engine = Engine::load(
-            &artefact,
-            &source.checkpoint,
-            Options {
-                threads: common.threads(),
-            },
-        )?;
+        let engine = Engine::load(&artefact, &source.checkpoint, common.engine())?;
         log("weights", start);
         let max_context = artefact.header.max_context as usize;
         Ok(Session {

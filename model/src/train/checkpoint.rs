@@ -8,6 +8,7 @@
 //! is complete, and [`find`] puts it back. Whoever calls sees to it that only one run writes at a time.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -140,6 +141,10 @@ fn write_draft(
 ) -> Result<(), CheckpointError> {
     fs::create_dir_all(draft).map_err(io(draft))?;
     let trained = trained(state);
+    let source = Source {
+        state,
+        failure: RefCell::new(None),
+    };
     for entry in fs::read_dir(base.path()).map_err(io(base.path()))? {
         let entry = entry.map_err(io(base.path()))?;
         let (from, to) = (entry.path(), draft.join(entry.file_name()));
@@ -148,7 +153,7 @@ fn write_draft(
         }
         let from = from.canonicalize().map_err(io(&from))?;
         let tensors = to.extension().is_some_and(|e| e == "safetensors");
-        if tensors && rewrite(&from, &to, &trained, state)? {
+        if tensors && rewrite(&from, &to, &trained, &source)? {
             continue;
         }
         // A large file that does not change is not stored twice, where the file system can do that.
@@ -162,16 +167,22 @@ fn write_draft(
         parts.extend(
             trained
                 .iter()
-                .filter_map(|t| Part::state(state, &format!("{prefix}{t}"))),
+                .filter_map(|t| Part::state(&source, &format!("{prefix}{t}"))),
         );
     }
     let parts = parts.into_iter().map(|p| (p.name().to_string(), p)).collect();
-    save(&draft.join(STATE_FILE), parts, ("step", &step.to_string()))?;
+    save(&draft.join(STATE_FILE), parts, ("step", &step.to_string()), &source)?;
     let path = draft.join(RECIPE_FILE);
     let text = toml::to_string(recipe).map_err(|e| file_error(&path, e))?;
     fs::write(&path, text).map_err(io(&path))?;
     flush(&path)?;
     flush(draft)
+}
+
+/// The states that are written, and the first failure to read one: a device may fail, and the writer of tensors takes no error.
+struct Source<'a> {
+    state: &'a State,
+    failure: RefCell<Option<runtime::RuntimeError>>,
 }
 
 /// A tensor of a file that is written. States are read when it is their turn: a large model is not held twice.
@@ -183,18 +194,18 @@ enum Part<'a> {
         offset: usize,
     },
     State {
-        state: &'a State,
+        source: &'a Source<'a>,
         name: String,
         shape: Vec<usize>,
     },
 }
 
 impl<'a> Part<'a> {
-    fn state(state: &'a State, name: &str) -> Option<Part<'a>> {
+    fn state(source: &'a Source<'a>, name: &str) -> Option<Part<'a>> {
         Some(Part::State {
-            state,
+            source,
             name: name.to_string(),
-            shape: state.shape(name)?.iter().map(|n| *n as usize).collect(),
+            shape: source.state.shape(name)?.iter().map(|n| *n as usize).collect(),
         })
     }
 
@@ -231,10 +242,14 @@ impl View for Part<'_> {
                     Err(_) => view.data().into(),
                 }
             }
-            Part::State { state, name, .. } => {
-                let values = state.read(name).map(|v| v.data).unwrap_or_default();
-                values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>().into()
-            }
+            Part::State { source, name, .. } => match source.state.read(name) {
+                Ok(values) => (values.data.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>()).into(),
+                Err(e) => {
+                    source.failure.borrow_mut().get_or_insert(e);
+                    // The file is not kept.
+                    vec![0; self.data_len()].into()
+                }
+            },
         }
     }
 
@@ -246,14 +261,17 @@ impl View for Part<'_> {
     }
 }
 
-fn save(path: &Path, parts: Vec<(String, Part)>, fact: (&str, &str)) -> Result<(), CheckpointError> {
+fn save(path: &Path, parts: Vec<(String, Part)>, fact: (&str, &str), source: &Source) -> Result<(), CheckpointError> {
     let metadata = HashMap::from([(fact.0.to_string(), fact.1.to_string())]);
     safetensors::serialize_to_file(parts, Some(metadata), path).map_err(|e| file_error(path, e))?;
-    flush(path)
+    match source.failure.take() {
+        Some(e) => Err(e.into()),
+        None => flush(path),
+    }
 }
 
 /// The file with the trained tensors in place; `false` if it holds none.
-fn rewrite(from: &Path, to: &Path, trained: &BTreeSet<String>, state: &State) -> Result<bool, CheckpointError> {
+fn rewrite(from: &Path, to: &Path, trained: &BTreeSet<String>, source: &Source) -> Result<bool, CheckpointError> {
     let file = fs::File::open(from).map_err(io(from))?;
     let map = unsafe { Mmap::map(&file) }.map_err(io(from))?;
     let old = SafeTensors::deserialize(&map).map_err(|e| file_error(from, e))?;
@@ -262,7 +280,7 @@ fn rewrite(from: &Path, to: &Path, trained: &BTreeSet<String>, state: &State) ->
     for (name, view) in old.iter() {
         let new = trained
             .contains(name)
-            .then(|| Part::state(state, &format!("{PARAM}{name}")))
+            .then(|| Part::state(source, &format!("{PARAM}{name}")))
             .flatten();
         any |= new.is_some();
         let kept = Part::Kept {
@@ -273,7 +291,7 @@ fn rewrite(from: &Path, to: &Path, trained: &BTreeSet<String>, state: &State) ->
         parts.push((name.to_string(), new.unwrap_or(kept)));
     }
     if any {
-        save(to, parts, ("format", "pt"))?;
+        save(to, parts, ("format", "pt"), source)?;
     }
     Ok(any)
 }

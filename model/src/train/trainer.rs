@@ -156,7 +156,7 @@ impl<'a> Trainer<'a> {
     /// shows in the masters, or in the loss and the norm that they have next.
     pub fn check(&mut self) -> Result<(), TrainError> {
         for name in self.state.names().filter(|n| n.starts_with(PARAM)) {
-            let values = self.state.read(name).map(|v| v.data).unwrap_or_default();
+            let values = self.state.read(name)?.data;
             if let Some(x) = values.iter().find(|x| !x.is_finite()) {
                 finite(self.step, &name[PARAM.len()..], f64::from(*x))?;
             }
