@@ -5,6 +5,7 @@
 
 mod assemble;
 mod contraction;
+mod epilogue;
 mod join;
 mod map;
 pub(crate) mod math;
