@@ -171,6 +171,7 @@ pub fn emit(kernel: &Kernel, target: &Target) -> Emitted {
             name: kernel.name.clone(),
             variants: vec![Variant {
                 at_most: None,
+                multiples: vec![],
                 workspaces: vec![],
                 counters: 0,
                 steps: vec![Step {

@@ -9,6 +9,7 @@ mod epilogue;
 mod join;
 mod map;
 pub(crate) mod math;
+mod mma;
 mod ptx;
 mod target;
 
@@ -89,7 +90,19 @@ pub fn compile_kernels(
 pub fn emit(kernel: &Kernel, target: &Target) -> Result<Emitted, CodeError> {
     let kernel = &with_ptx_name(kernel);
     if let Some(c) = &kernel.contraction {
-        return Ok(contraction::emit(kernel, c, target));
+        let mut emitted = contraction::emit(kernel, c, target);
+        if let Some(even) = mma::takes(kernel, c) {
+            let name = format!("{}_mma", kernel.name);
+            let (variant, text) = mma::variant(kernel, c, &even, &name, target);
+            // Without a condition nothing is left for the other.
+            if even.is_empty() {
+                emitted.kernel.variants.clear();
+                emitted.functions.clear();
+            }
+            emitted.kernel.variants.insert(0, variant);
+            emitted.functions.push((name, text));
+        }
+        return Ok(emitted);
     }
     if kernel.sweep_gradient.is_some() || kernel.sweep.is_some() {
         return Err(CodeError(format!(
