@@ -11,6 +11,7 @@ mod map;
 pub(crate) mod math;
 mod mma;
 mod ptx;
+mod sweep_mma;
 mod target;
 
 pub use target::Target;
@@ -103,6 +104,19 @@ pub fn emit(kernel: &Kernel, target: &Target) -> Result<Emitted, CodeError> {
             emitted.functions.push((name, text));
         }
         return Ok(emitted);
+    }
+    if let Some(sweep) = &kernel.sweep
+        && let Some(even) = sweep_mma::takes(kernel, sweep)
+    {
+        let name = format!("{}_mma", kernel.name);
+        let (variant, text) = sweep_mma::variant(kernel, sweep, &even, &name, target);
+        return Ok(Emitted {
+            kernel: GpuKernel {
+                name: kernel.name.clone(),
+                variants: vec![variant],
+            },
+            functions: vec![(name, text)],
+        });
     }
     if kernel.sweep_gradient.is_some() || kernel.sweep.is_some() {
         return Err(CodeError(format!(
