@@ -189,7 +189,7 @@ fn logits_loss_and_decoding_match_the_reference_in_f32() {
 
 #[test]
 fn every_target_that_runs_here_agrees() {
-    for target in Target::ALL {
+    for target in compiler::cpu::Target::ALL {
         if !runtime::container::missing_features(&target.required_features()).is_empty() {
             eprintln!("{}: not run, this CPU lacks it", target.name);
             continue;
@@ -197,7 +197,7 @@ fn every_target_that_runs_here_agrees() {
         for name in ["layer-d128", "restart-kv1-d64", "layer-untied-f16"] {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name);
             for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 3e-2)] {
-                let (artefact, config, checkpoint) = compile(&folder, dtype, vec![target.clone()]);
+                let (artefact, config, checkpoint) = compile(&folder, dtype, vec![Target::Cpu(target.clone())]);
                 let engine = Engine::load(&artefact, &checkpoint, runtime::Options::cpu(1)).unwrap();
                 for g in goldens(&folder) {
                     let logits = generate::logits(&engine, &config, CONTEXT as usize, &g.tokens).unwrap();
