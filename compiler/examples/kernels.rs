@@ -18,12 +18,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some(if value { args.remove(at) } else { String::new() })
     };
     let target = flag("--target", true).unwrap_or("sm_90a".into());
-    let (plain, lenient) = (flag("--no-passes", false).is_some(), flag("--skip-failing", false).is_some());
+    let (plain, lenient) = (
+        flag("--no-passes", false).is_some(),
+        flag("--skip-failing", false).is_some(),
+    );
     let only = flag("--only", true);
-    let [input, out] = &args[..] else { return Err("kernels GRAPH.mlir OUT".into()) };
+    let [input, out] = &args[..] else {
+        return Err("kernels GRAPH.mlir OUT".into());
+    };
     let out = PathBuf::from(out);
     let text = std::fs::read_to_string(input)?;
-    let Target::Gpu(target) = Target::by_name(&target)? else { return Err("a GPU target, please".into()) };
+    let Target::Gpu(target) = Target::by_name(&target)? else {
+        return Err("a GPU target, please".into());
+    };
 
     let mut kernels: BTreeMap<String, Kernel> = BTreeMap::new();
     if input.ends_with(".json") {
@@ -59,8 +66,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (name, mlir) in &compiled.mlir {
         std::fs::write(out.join(format!("{name}.mlir")), mlir)?;
     }
-    let rows: Vec<_> = (list.iter().zip(&how)).map(|(k, how)| serde_json::json!({"kernel": k, "gpu": how})).collect();
+    let rows: Vec<_> = (list.iter().zip(&how))
+        .map(|(k, how)| serde_json::json!({"kernel": k, "gpu": how}))
+        .collect();
     std::fs::write(out.join("kernels.json"), serde_json::to_string_pretty(&rows)?)?;
-    println!("{} kernels, {} bytes of PTX in {}", list.len(), compiled.code.len(), out.display());
+    println!(
+        "{} kernels, {} bytes of PTX in {}",
+        list.len(),
+        compiled.code.len(),
+        out.display()
+    );
     Ok(())
 }

@@ -96,14 +96,15 @@ pub fn compile(mut module: Module, model: &ModelFacts, options: &Options) -> Res
             target: target.name().to_string(),
             reason: e.to_string(),
         };
-        let (compiled, features, how) = match target {
+        let (compiled, features, how, joins) = match target {
             Target::Cpu(cpu) => {
                 let compiled = cpu::compile_kernels(&kernels, cpu, texts).map_err(failed)?;
-                (compiled, cpu.required_features(), vec![])
+                (compiled, cpu.required_features(), vec![], vec![])
             }
             Target::Gpu(gpu) => {
-                let (compiled, how) = gpu::compile_kernels(&kernels, gpu, texts).map_err(failed)?;
-                (compiled, vec![], how)
+                let named: Vec<(&Plan, &[String])> = plans.iter().zip(names.iter().map(Vec::as_slice)).collect();
+                let module = gpu::compile_plans(&kernels, &named, gpu, texts).map_err(failed)?;
+                (module.compiled, vec![], module.kernels, module.joins)
             }
         };
         for (stage, ending, files) in [
@@ -120,6 +121,7 @@ pub fn compile(mut module: Module, model: &ModelFacts, options: &Options) -> Res
             offset: payload.len() as u64,
             len: compiled.code.len() as u64,
             kernels: how,
+            joins,
         });
         payload.extend(compiled.code);
         lap(&mut times, &format!("{} kernels for {}", kernels.len(), target.name()));

@@ -64,6 +64,19 @@ pub struct Code {
     /// How a GPU runs each kernel; empty for a CPU, whose launches say all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kernels: Vec<GpuKernel>,
+    /// What a GPU runs as one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub joins: Vec<Join>,
+}
+
+/// Launches `first..first + count` of an entry, which do not need each other, as one kernel of `Code::kernels`. Its buffers are theirs, one
+/// launch after the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Join {
+    pub entry: String,
+    pub first: u32,
+    pub count: u32,
+    pub kernel: String,
 }
 
 /// A kernel as a GPU runs it: the first variant that fits the call's sizes. The last one always does.
@@ -95,6 +108,9 @@ pub struct Step {
     pub function: String,
     /// Tiles: the product of `ceil(size / block)`, one block of threads each (x alone).
     pub tiles: Vec<(Size, i64)>,
+    /// Tiles of joined kernels, behind each other; see `Join`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more_tiles: Vec<Vec<(Size, i64)>>,
     /// Above 0: no more blocks than so many for each multiprocessor; a block walks tiles from its own number on.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub per_multiprocessor: u32,

@@ -1,8 +1,8 @@
 //! Is a header sound? Every index in range, every size non-negative: what the engine then relies on.
 
 use crate::artefact::{
-    Buffer, Code, DType, Entry, Header, Launch, Layout, MapSource, SYMBOLS, Size, Source, Step, TensorMap, Variant,
-    Weight,
+    Buffer, Code, DType, Entry, Header, Join, Launch, Layout, MapSource, SYMBOLS, Size, Source, Step, TensorMap,
+    Variant, Weight,
 };
 use crate::container::Artefact;
 use crate::engine::device::is_gpu;
@@ -138,16 +138,25 @@ fn sound_code(header: &Header, code: &Code) -> Result<(), String> {
         };
     }
     let launches: Vec<&Launch> = header.entries.iter().flat_map(|e| &e.launches).collect();
-    if let Some(l) = launches
+    let names = launches
         .iter()
-        .find(|l| !code.kernels.iter().any(|k| k.name == l.kernel))
-    {
-        return Err(format!("it has no kernel {}", l.kernel));
+        .map(|l| &l.kernel)
+        .chain(code.joins.iter().map(|j| &j.kernel));
+    for name in names {
+        if !code.kernels.iter().any(|k| k.name == *name) {
+            return Err(format!("it has no kernel {name}"));
+        }
+    }
+    // Kernels and the buffers that they are given.
+    let mut given: Vec<(&String, usize)> = launches.iter().map(|l| (&l.kernel, l.buffers.len())).collect();
+    for join in &code.joins {
+        let joined = sound_join(header, code, join).map_err(|e| format!("what runs as {}: {e}", join.kernel))?;
+        given.push((&join.kernel, joined.iter().map(|l| l.buffers.len()).sum()));
     }
     for kernel in &code.kernels {
-        let of_kernel = launches.iter().filter(|l| l.kernel == kernel.name);
-        // What no entry point launches has nothing to be checked against.
-        let Some(buffers) = of_kernel.map(|l| l.buffers.len()).min() else {
+        let of_kernel = given.iter().filter(|(name, _)| **name == kernel.name);
+        // What nothing launches has nothing to be checked against.
+        let Some(buffers) = of_kernel.map(|(_, buffers)| *buffers).min() else {
             continue;
         };
         if kernel.variants.last().is_none_or(|v| v.at_most.is_some()) {
@@ -158,6 +167,24 @@ fn sound_code(header: &Header, code: &Code) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Its launches: they are there, and in no other join.
+fn sound_join<'a>(header: &'a Header, code: &Code, join: &Join) -> Result<&'a [Launch], String> {
+    let entry = header.entries.iter().find(|e| e.name == join.entry);
+    let entry = entry.ok_or_else(|| format!("there is no entry point {}", join.entry))?;
+    let (first, count, all) = (join.first as usize, join.count as usize, entry.launches.len());
+    within("launches", count, 1..=1 << 16)?;
+    let joined = first.checked_add(count).and_then(|end| entry.launches.get(first..end));
+    let joined = joined.ok_or_else(|| format!("launches {first} to {} of {all}", first.saturating_add(count)))?;
+    let meets = |other: &&Join| {
+        let (a, b) = (other.first as usize, other.first as usize + other.count as usize);
+        other.entry == join.entry && a < first + count && first < b
+    };
+    match code.joins.iter().filter(meets).count() {
+        1 => Ok(joined),
+        _ => Err(format!("launches {first} to {} stand in two", first + count)),
+    }
 }
 
 /// The least and the most that no device and no kernel exceeds.
@@ -187,6 +214,7 @@ fn sound_variant(variant: &Variant, buffers: usize) -> Result<(), String> {
 
 fn sound_step(step: &Step, buffers: usize, variant: &Variant) -> Result<(), String> {
     sound_tiles(&step.tiles)?;
+    step.more_tiles.iter().try_for_each(|t| sound_tiles(t))?;
     within("threads", step.threads as usize, 1..=1024)?;
     within("bytes of shared memory", step.shared as usize, 0..=256 << 10)?;
     within("blocks of a cluster", step.cluster as usize, 0..=16)?;

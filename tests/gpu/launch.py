@@ -9,6 +9,7 @@ The meaning of what it reads is runtime/src/artefact.rs: variants, steps, tensor
 """
 import ctypes
 import json
+import math
 import pathlib
 import statistics
 
@@ -16,7 +17,7 @@ import torch
 
 cuda = ctypes.CDLL("libcuda.so.1")
 SYMBOLS = ["B", "T", "S", "C"]
-TYPES = {"f32": 7, "bf16": 9, "f16": 6, "i32": 4}  # CUtensorMapDataType
+TYPES = {"f32": 7, "bf16": 9, "f16": 6, "i32": 3}  # CUtensorMapDataType
 WIDTH = {"f32": 4, "bf16": 2, "f16": 2, "i32": 4, "i1": 1}
 
 
@@ -93,9 +94,9 @@ class Module:
             values = [ctypes.c_uint64(p) for p in pointers + spaces + counters] + [ctypes.c_int32(sizes[s]) for s in SYMBOLS]
             values += [self.map(m, sizes, pointers, spaces) for m in step.get("maps", [])]
             args = (ctypes.c_void_p * len(values))(*[ctypes.addressof(x) for x in values])
-            blocks = 1
-            for n, block in step["tiles"]:
-                blocks *= -(-size(n, sizes) // block)
+            blocks = 0
+            for tiles in [step["tiles"], *step.get("more_tiles", [])]:
+                blocks += math.prod(-(-size(n, sizes) // block) for n, block in tiles)
             if step.get("per_multiprocessor"):
                 blocks = min(blocks, step["per_multiprocessor"] * self.multiprocessors)
             cluster = max(1, step.get("cluster", 0))

@@ -12,16 +12,16 @@ use ir::plan::{Access, Expr, Kernel, Reduction, Stage};
 use runtime::artefact::{GpuKernel, Step, Variant};
 
 use super::ptx::{self, F32, I32, Signature};
-use super::{Emitted, tiles};
+use super::{Emitted, Target, tiles};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 use crate::scalar::{Body, Columns, Math, Point};
 
-const THREADS: i64 = 256;
+pub const THREADS: i64 = 256;
 /// Vectors of columns that a thread takes in a chunk.
 const VECTORS: i64 = 4;
 
 /// How a block's threads share the work.
-struct Shape {
+pub struct Shape {
     /// Threads of a point.
     team: i64,
     /// Neighbouring threads take neighbouring points, not columns.
@@ -33,7 +33,7 @@ struct Shape {
 }
 
 impl Shape {
-    fn new(kernel: &Kernel) -> Shape {
+    pub fn new(kernel: &Kernel) -> Shape {
         let along_points = reads_along_points(kernel);
         let lanes = if along_points { 1 } else { lanes(kernel) };
         let cols = kernel.cols.as_const().unwrap_or(i64::MAX);
@@ -56,6 +56,35 @@ impl Shape {
 
     fn points(&self) -> i64 {
         THREADS / self.team
+    }
+
+    /// Tiles: blocks of points, and chunks of columns.
+    pub fn grid(&self, kernel: &Kernel) -> Vec<(Size, i64)> {
+        let parallel = &kernel.outer[..kernel.outer.len() - kernel.ordered];
+        let mut grid = vec![(Size::product(parallel), self.points())];
+        grid.extend(self.chunk.map(|chunk| (kernel.cols.clone(), chunk)));
+        grid
+    }
+
+    /// Bytes of shared memory: what the groups of a team have reduced.
+    pub fn shared(&self, kernel: &Kernel) -> u32 {
+        let partials = match (kernel.reduces(), self.along_points) {
+            (true, true) => THREADS,
+            (true, false) => THREADS / 32,
+            _ => 0,
+        };
+        (partials * 4) as u32
+    }
+
+    pub fn body<'k>(&self, kernel: &'k Kernel, buffers: Vec<Val>, symbols: Vec<(&'static str, Val)>) -> Body<'k> {
+        let mut body = Body::over(kernel, self.lanes as usize, buffers, symbols, Math::Gpu);
+        body.alignment = 16;
+        body
+    }
+
+    /// What the threads of tile `block` do.
+    pub fn emit(&self, e: &mut Emit, body: &Body, block: Val) {
+        Map::begin(e, body, self, block).run(e);
     }
 }
 
@@ -124,26 +153,19 @@ fn depends_on_column(kernel: &Kernel, id: usize) -> bool {
     }
 }
 
-pub fn emit(kernel: &Kernel) -> Emitted {
+pub fn emit(kernel: &Kernel, target: &Target) -> Emitted {
     let shape = Shape::new(kernel);
-    let parallel = &kernel.outer[..kernel.outer.len() - kernel.ordered];
-    let mut grid = vec![(Size::product(parallel), shape.points())];
-    grid.extend(shape.chunk.map(|chunk| (kernel.cols.clone(), chunk)));
     let signature = Signature {
         buffers: kernel.args.len(),
         threads: THREADS as u32,
+        overlap: target.hopper,
         ..Signature::default()
     };
     let text = ptx::function(&kernel.name, signature, |e, params| {
-        let mut body = Body::over(kernel, shape.lanes as usize, params.buffers, params.symbols, Math::Gpu);
-        body.alignment = 16;
-        Map::begin(e, &body, &shape).run(e);
+        let block = ptx::block(e);
+        let body = shape.body(kernel, params.buffers, params.symbols);
+        shape.emit(e, &body, block);
     });
-    let partials = match (kernel.reduces(), shape.along_points) {
-        (true, true) => THREADS,
-        (true, false) => THREADS / 32,
-        _ => 0,
-    };
     Emitted {
         kernel: GpuKernel {
             name: kernel.name.clone(),
@@ -153,12 +175,13 @@ pub fn emit(kernel: &Kernel) -> Emitted {
                 counters: 0,
                 steps: vec![Step {
                     function: kernel.name.clone(),
-                    tiles: tiles(&grid),
+                    tiles: tiles(&shape.grid(kernel)),
+                    more_tiles: vec![],
                     per_multiprocessor: 0,
                     threads: THREADS as u32,
-                    shared: (partials * 4) as u32,
+                    shared: shape.shared(kernel),
                     cluster: 0,
-                    overlap: false,
+                    overlap: target.hopper,
                     maps: vec![],
                 }],
             }],
@@ -185,11 +208,10 @@ struct Map<'b, 'k> {
 }
 
 impl<'b, 'k> Map<'b, 'k> {
-    fn begin(e: &mut Emit, body: &'b Body<'k>, shape: &'b Shape) -> Map<'b, 'k> {
+    fn begin(e: &mut Emit, body: &'b Body<'k>, shape: &'b Shape, block: Val) -> Map<'b, 'k> {
         let kernel = body.kernel;
         let parallel = &kernel.outer[..kernel.outer.len() - kernel.ordered];
         let thread = ptx::thread(e);
-        let block = ptx::block(e);
         let zero = e.i64(0);
         let cols = body.size(e, &kernel.cols);
         let (block, first, last, is_first_chunk) = match shape.chunk {

@@ -4,6 +4,8 @@
 //! CUDA's toolkit is needed to make them, and no GPU.
 
 mod assemble;
+mod contraction;
+mod join;
 mod map;
 pub(crate) mod math;
 mod ptx;
@@ -12,8 +14,8 @@ mod target;
 pub use target::Target;
 
 use ir::Size;
-use ir::plan::Kernel;
-use runtime::artefact::{self, GpuKernel};
+use ir::plan::{Kernel, Plan};
+use runtime::artefact::{self, GpuKernel, Join};
 
 use crate::cpu::{CodeError, Compiled};
 use crate::pipeline;
@@ -25,35 +27,76 @@ pub struct Emitted {
     pub functions: Vec<(String, String)>,
 }
 
-/// Compiles all kernels to one PTX module, and says how each is run.
+/// Code for one target, and how its kernels are run.
+pub struct Module {
+    pub compiled: Compiled,
+    pub kernels: Vec<GpuKernel>,
+    pub joins: Vec<Join>,
+}
+
+/// Compiles all kernels to one PTX module. `plans`, each with its launches' kernels by name, tell what runs as one.
+pub fn compile_plans(
+    kernels: &[Kernel],
+    plans: &[(&Plan, &[String])],
+    target: &Target,
+    texts: bool,
+) -> Result<Module, CodeError> {
+    let mut all = vec![];
+    for kernel in kernels {
+        let mut emitted = emit(kernel, target)?;
+        emitted.kernel.name = kernel.name.clone();
+        all.push(emitted);
+    }
+    let mut joins = vec![];
+    for (plan, names) in plans {
+        for group in join::groups(plan) {
+            let launches = &plan.launches[group.clone()];
+            let parts: Vec<&str> = launches.iter().map(|l| names[l.kernel].as_str()).collect();
+            let name = parts.join("+");
+            if !all.iter().any(|e| e.kernel.name == name) {
+                let bodies: Vec<Kernel> = launches.iter().map(|l| plan.kernels[l.kernel].clone()).collect();
+                all.push(join::emit(&name, &bodies, target));
+            }
+            joins.push(Join {
+                entry: plan.entry.clone(),
+                first: group.start as u32,
+                count: group.len() as u32,
+                kernel: name,
+            });
+        }
+    }
+    let (how, functions): (Vec<_>, Vec<_>) = all.into_iter().map(|e| (e.kernel, e.functions)).unzip();
+    let functions = functions.into_iter().flatten().collect();
+    Ok(Module {
+        compiled: assemble::compile(functions, target, texts)?,
+        kernels: how,
+        joins,
+    })
+}
+
+/// As `compile_plans`, each kernel by itself.
 pub fn compile_kernels(
     kernels: &[Kernel],
     target: &Target,
     texts: bool,
 ) -> Result<(Compiled, Vec<GpuKernel>), CodeError> {
-    let mut how = vec![];
-    let mut functions = vec![];
-    for kernel in kernels {
-        let emitted = emit(kernel, target)?;
-        how.push(GpuKernel {
-            name: kernel.name.clone(),
-            ..emitted.kernel
-        });
-        functions.extend(emitted.functions);
-    }
-    Ok((assemble::compile(functions, target, texts)?, how))
+    let module = compile_plans(kernels, &[], target, texts)?;
+    Ok((module.compiled, module.kernels))
 }
 
 /// One kernel.
 pub fn emit(kernel: &Kernel, target: &Target) -> Result<Emitted, CodeError> {
     let kernel = &with_ptx_name(kernel);
-    if kernel.sweep_gradient.is_some() || kernel.sweep.is_some() || kernel.contraction.is_some() {
+    if let Some(c) = &kernel.contraction {
+        return Ok(contraction::emit(kernel, c, target));
+    }
+    if kernel.sweep_gradient.is_some() || kernel.sweep.is_some() {
         return Err(CodeError(format!(
             "kernel {}: not for {} yet",
             kernel.name, target.name
         )));
     }
-    Ok(map::emit(kernel))
+    Ok(map::emit(kernel, target))
 }
 
 /// PTX names have no dots.

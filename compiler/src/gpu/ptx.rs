@@ -16,6 +16,8 @@ pub struct Signature {
     pub counters: bool,
     pub maps: usize,
     pub threads: u32,
+    /// The function lets the next one begin and waits for those in front of it, at once (`Step::overlap`).
+    pub overlap: bool,
 }
 
 /// A function's parameters.
@@ -99,6 +101,16 @@ pub fn barrier(e: &mut Emit) {
     e.line(&format!(
         "llvm.call_intrinsic \"llvm.nvvm.barrier.cta.sync.aligned.all\"({zero}) : (i32) -> ()"
     ));
+}
+
+/// With `Step::overlap`: waits until what the functions in front of this one wrote is there. Before it only weights may be read.
+pub fn wait_for_earlier(e: &mut Emit) {
+    asm(e, "griddepcontrol.wait;", "~{memory}", &[], &[]);
+}
+
+/// The next function's blocks may take their places, as far as there is room; they wait for our end before they read.
+pub fn let_next_begin(e: &mut Emit) {
+    asm(e, "griddepcontrol.launch_dependents;", "", &[], &[]);
 }
 
 /// The value of the lane whose number differs in these bits.

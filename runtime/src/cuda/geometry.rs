@@ -3,7 +3,7 @@
 //! Arithmetic alone: nothing here calls the driver, and the tests need no GPU.
 
 use super::module::Grid;
-use crate::artefact::{DType, GpuKernel, Launch, MapSource, SYMBOLS, Size, Sizes, Step, TensorMap, Variant};
+use crate::artefact::{DType, GpuKernel, MapSource, SYMBOLS, Size, Sizes, Step, TensorMap, Variant};
 use crate::engine::sizes::{eval, places, tiles, width};
 
 use super::memory::ALIGN;
@@ -28,7 +28,11 @@ pub fn workspaces(variant: &Variant, values: &Sizes) -> Option<(Vec<usize>, usiz
 
 /// The step's grid; `None` where there is nothing to do.
 pub fn grid(step: &Step, values: &Sizes, multiprocessors: u32) -> Result<Option<Grid>, String> {
-    let mut blocks = tiles(&step.tiles, values).ok_or("a size is unknown or too large")?;
+    let parts = [&step.tiles].into_iter().chain(&step.more_tiles);
+    let blocks = parts
+        .map(|t| tiles(t, values))
+        .try_fold(0i64, |sum, n| sum.checked_add(n?));
+    let mut blocks = blocks.ok_or("a size is unknown or too large")?;
     if step.per_multiprocessor > 0 {
         blocks = blocks.min(i64::from(step.per_multiprocessor) * i64::from(multiprocessors));
     }
@@ -57,9 +61,9 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    /// `of`: the address of each of the entry's buffers.
+    /// `of`: the address of each of the entry's buffers, of which the launch is given `buffers`.
     pub fn new(
-        launch: &Launch,
+        buffers: &[u32],
         variant: &Variant,
         of: &[u64],
         workspace: u64,
@@ -67,7 +71,7 @@ impl Addresses {
         counters: u64,
     ) -> Self {
         Addresses {
-            buffers: launch.buffers.iter().map(|b| of[*b as usize]).collect(),
+            buffers: buffers.iter().map(|b| of[*b as usize]).collect(),
             workspaces: offsets.iter().map(|o| workspace + *o as u64).collect(),
             counters: (variant.counters > 0).then_some(counters),
         }
@@ -169,6 +173,7 @@ mod tests {
         Step {
             function: "f".into(),
             tiles: vec![(size(1, &["T"]), 128), (size(300, &[]), 256)],
+            more_tiles: vec![],
             per_multiprocessor: 0,
             threads: 384,
             shared: 200 << 10,
@@ -225,6 +230,11 @@ mod tests {
         assert_eq!(blocks(&s, 1 << 20), Ok(136));
         assert_eq!(blocks(&s, 1), Ok(8));
         assert!(grid(&s, &values(&[]), 132).unwrap_err().contains("unknown"));
+        let joined = Step {
+            more_tiles: vec![vec![], vec![(size(3, &["T"]), 2)]],
+            ..step()
+        };
+        assert_eq!(blocks(&joined, 5), Ok(2 + 1 + 8));
         s.tiles[1].0.coef = 0;
         assert_eq!(blocks(&s, 5), Ok(0));
         let many = Step {
@@ -236,12 +246,6 @@ mod tests {
 
     #[test]
     fn parameters_in_their_order() {
-        let launch = Launch {
-            kernel: "k".into(),
-            buffers: vec![2, 0],
-            tiles: vec![],
-            scratch: size(0, &[]),
-        };
         let variant = Variant {
             at_most: None,
             workspaces: vec![size(1, &[]); 2],
@@ -249,7 +253,7 @@ mod tests {
             steps: vec![],
         };
         let at = Addresses::new(
-            &launch,
+            &[2, 0],
             &variant,
             &[0x1000, 0x2000, 0x3000],
             0x8000,

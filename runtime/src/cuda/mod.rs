@@ -43,13 +43,21 @@ pub struct Cuda {
     work: Mutex<Work>,
     weights: Weights,
     kernels: Vec<GpuKernel>,
-    /// Of each entry's launches: indices of kernels.
-    launches: Vec<Vec<usize>>,
+    /// Of each entry.
+    launches: Vec<Vec<Launch>>,
     functions: HashMap<String, Function>,
     _module: Module,
     context: Arc<Context>,
     one_by_one: bool,
     states: AtomicU64,
+}
+
+/// A launch of an entry, or several that run as one.
+struct Launch {
+    /// Index into `Cuda::kernels`.
+    kernel: usize,
+    /// Of the entry.
+    buffers: Vec<u32>,
 }
 
 /// Memory that calls reuse, and what was recorded on it.
@@ -106,14 +114,11 @@ impl Cuda {
         });
         let module = module?;
         let functions = functions(&code.kernels, &module)?;
-        let mut launches = vec![];
-        for entry in &header.entries {
-            let of = |kernel: &String| {
-                let at = code.kernels.iter().position(|k| k.name == *kernel);
-                at.ok_or_else(|| RuntimeError::Code(format!("it has no kernel `{kernel}`")))
-            };
-            launches.push(entry.launches.iter().map(|l| of(&l.kernel)).collect::<Result<_, _>>()?);
-        }
+        let launches = header
+            .entries
+            .iter()
+            .map(|e| launches(e, code))
+            .collect::<Result<_, _>>()?;
         let asked = std::env::var_os("CUDA_LAUNCH_BLOCKING").is_some_and(|v| v == "1");
         Ok(Cuda {
             work: Mutex::default(),
@@ -223,8 +228,8 @@ impl Cuda {
     fn layout(&self, index: usize, entry: &Entry, values: &Sizes) -> Option<Layout> {
         let (slots, arena) = sizes::arena(entry, values, ALIGN, 0)?;
         let (mut workspaces, mut workspace, mut counters) = (vec![], 0, 0);
-        for kernel in &self.launches[index] {
-            let variant = geometry::variant(&self.kernels[*kernel], values)?;
+        for launch in &self.launches[index] {
+            let variant = geometry::variant(&self.kernels[launch.kernel], values)?;
             let (offsets, len) = geometry::workspaces(variant, values)?;
             workspaces.push(offsets);
             workspace = len.max(workspace);
@@ -292,12 +297,11 @@ impl Cuda {
             });
         }
         let mut all = vec![];
-        let of_entry = call.entry.launches.iter().zip(&self.launches[call.index]);
-        for ((launch, kernel), offsets) in of_entry.zip(&layout.workspaces) {
-            let kernel = &self.kernels[*kernel];
-            let variant = geometry::variant(kernel, &call.values).ok_or_else(|| call.unknown())?;
+        for (launch, offsets) in self.launches[call.index].iter().zip(&layout.workspaces) {
+            let variant =
+                geometry::variant(&self.kernels[launch.kernel], &call.values).ok_or_else(|| call.unknown())?;
             let (workspace, counters) = (base(&work.workspace), base(&work.counters));
-            let at = Addresses::new(launch, variant, &addresses, workspace, offsets, counters);
+            let at = Addresses::new(&launch.buffers, variant, &addresses, workspace, offsets, counters);
             for step in &variant.steps {
                 let failed = |e: String| call.failed(format!("function `{}`: {e}", step.function));
                 let Some(grid) = geometry::grid(step, &call.values, self.context.multiprocessors).map_err(failed)?
@@ -382,6 +386,27 @@ fn grow(memory: &mut Option<DeviceMemory>, context: &Arc<Context>, len: usize) -
     *memory = None;
     *memory = Some(DeviceMemory::new(context, len, Held::Work)?);
     Ok(true)
+}
+
+/// An entry's launches in their order, those that run as one together.
+fn launches(entry: &Entry, code: &Code) -> Result<Vec<Launch>, RuntimeError> {
+    let mut all = vec![];
+    let mut at = 0;
+    while let Some(first) = entry.launches.get(at) {
+        let join = code
+            .joins
+            .iter()
+            .find(|j| j.entry == entry.name && j.first as usize == at);
+        let (name, count) = join.map_or((&first.kernel, 1), |j| (&j.kernel, j.count as usize));
+        let kernel = code.kernels.iter().position(|k| k.name == *name);
+        let joined = &entry.launches[at..at + count];
+        all.push(Launch {
+            kernel: kernel.ok_or_else(|| RuntimeError::Code(format!("it has no kernel `{name}`")))?,
+            buffers: joined.iter().flat_map(|l| l.buffers.iter().copied()).collect(),
+        });
+        at += count;
+    }
+    Ok(all)
 }
 
 /// By name, each ready for the most shared memory that any step gives it.
