@@ -124,6 +124,16 @@ pub fn shuffle_xor(e: &mut Emit, x: Val, bits: i64) -> Val {
     )
 }
 
+/// The value of that lane.
+pub fn shuffle(e: &mut Emit, x: Val, lane: Val) -> Val {
+    let all = e.int(-1, I32);
+    let clamp = e.int(31, I32);
+    e.op(
+        F32,
+        &format!("llvm.call_intrinsic \"llvm.nvvm.shfl.sync.idx.f32\"({all}, {x}, {lane}, {clamp}) : (i32, f32, i32, i32) -> f32"),
+    )
+}
+
 /// The start of the block's dynamic shared memory.
 pub fn shared(e: &mut Emit) -> Val {
     e.op(Ty::scalar(Elem::Shared), "llvm.mlir.addressof @smem : !llvm.ptr<3>")
