@@ -6,12 +6,14 @@
 mod assemble;
 mod contraction;
 mod epilogue;
+mod few_rows;
 mod join;
 mod kernels;
 mod map;
 pub(crate) mod math;
 mod mma;
 mod ptx;
+mod sweep_gradient;
 mod sweep_mma;
 mod target;
 
@@ -110,6 +112,13 @@ pub fn emit(kernel: &Kernel, target: &Target) -> Result<Emitted, CodeError> {
             let (variant, text) = mma::variant(kernel, c, &even, &name, target);
             emitted.before_all(variant, name, text, even.is_empty());
         }
+        if few_rows::takes(kernel, c) {
+            for rows in few_rows::ROWS.into_iter().rev() {
+                let name = format!("{}_{rows}", kernel.name);
+                let (variant, text) = few_rows::variant(kernel, c, rows, &name, target);
+                emitted.before_all(variant, name, text, false);
+            }
+        }
         return Ok(emitted);
     }
     if let Some(sweep) = &kernel.sweep {
@@ -121,11 +130,8 @@ pub fn emit(kernel: &Kernel, target: &Target) -> Result<Emitted, CodeError> {
         }
         return Ok(emitted);
     }
-    if kernel.sweep_gradient.is_some() {
-        return Err(CodeError(format!(
-            "kernel {}: not for {} yet",
-            kernel.name, target.name
-        )));
+    if let Some(g) = &kernel.sweep_gradient {
+        return Ok(sweep_gradient::emit(kernel, g, target));
     }
     Ok(map::emit(kernel, target))
 }

@@ -201,3 +201,9 @@ pub fn mma_bf16(e: &mut Emit, a: &[Val], b: &[Val], acc: &[Val]) -> Vec<Val> {
     let operands: Vec<Val> = a.iter().chain(b).chain(acc).copied().collect();
     asm(e, text, "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", &operands, &[F32; 4])
 }
+
+/// 16 bytes that are read once: they need no place in the first cache.
+pub fn load_once(e: &mut Emit, from: Val) -> Vec<Val> {
+    let text = "ld.global.nc.L1::no_allocate.v4.b32 {$0, $1, $2, $3}, [$4];";
+    asm(e, text, "=r,=r,=r,=r,l", &[from], &[I32; 4])
+}
