@@ -1,4 +1,4 @@
-//! Kernels in folders of cases (compiler/examples/cases.rs) on the CPU: `cases DIR... [--kernel NAME]`, what tests/gpu/check.py does on a GPU.
+//! Kernels in folders of cases (compiler/examples/cases.rs) on the CPU: `run_cases DIR... [--kernel NAME]`, what tests/gpu/check.py does on a GPU.
 //!
 //! A folder holds code.ptx, kernels.json, cases.json and cases.bin; what their fields mean is in runtime/src/artefact.rs. Every argument is
 //! an allocation of its own, so an access outside it is a fault. Written ones are compared element by element.
