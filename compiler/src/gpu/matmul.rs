@@ -15,7 +15,7 @@ use super::epilogue::clamped;
 use super::mma::lane_bits;
 use super::pipeline::{self, BARRIERS, Ring};
 use super::ptx::{self, F32, I32, Params, Signature};
-use super::{map, math, tiles};
+use super::{Target, map, math, tiles};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 use crate::pipeline::size;
 use crate::scalar::{Body, Columns, Math, memory, widen};
@@ -455,33 +455,35 @@ fn accesses_align(a: &Access) -> bool {
     rows.iter().chain([&a.offset]).all(|s| s.coef % 8 == 0)
 }
 
-/// A kernel that reduces over its columns, in two: the sums to an argument of their own, behind the others, and the stages on them.
+/// A kernel that reduces over its columns, in two: the sums to a workspace, and the stages on them. In the parts' arguments the workspaces
+/// follow the kernel's own: the sums, then A's rows in bf16 and their squares, where the product needs them.
 pub fn apart(kernel: &Kernel) -> (Kernel, Kernel) {
-    let arg = kernel.args.len();
+    let first = kernel.args.len();
     let mut args = kernel.args.clone();
-    args.push(Arg {
-        dtype: DType::F32,
-        written: true,
-    });
-    // Dense in the order of the outer dimensions.
-    let mut stride = Size::one();
-    let mut strides = vec![stride.clone()];
-    stride = &stride * &kernel.cols;
-    for n in kernel.outer.iter().rev() {
-        strides.insert(0, stride.clone());
-        stride = &stride * n;
+    for dtype in [DType::F32, DType::BF16, DType::F32] {
+        args.push(Arg { dtype, written: true });
     }
-    let place = Access {
-        arg,
-        offset: Size::from(0),
-        strides,
-        indirect: None,
+    // Dense in the order of the outer dimensions, then columns or not.
+    let place = |arg: usize, columns: &Size, of_column: i64| {
+        let mut stride = columns.clone();
+        let mut strides = vec![Size::from(of_column)];
+        for n in kernel.outer.iter().rev() {
+            strides.insert(0, stride.clone());
+            stride = &stride * n;
+        }
+        Access {
+            arg,
+            offset: Size::from(0),
+            strides,
+            indirect: None,
+        }
     };
+    let sums = place(first, &kernel.cols, 1);
     let product = Kernel {
-        args: args.clone(),
-        exprs: vec![Expr::Acc],
+        args: args[..=first].to_vec(),
+        exprs: if kernel.exprs.contains(&Expr::RowSquares) { vec![Expr::Acc, Expr::RowSquares] } else { vec![Expr::Acc] },
         stages: vec![Stage::Store {
-            to: place.clone(),
+            to: sums.clone(),
             value: 0,
             when: None,
         }],
@@ -490,8 +492,40 @@ pub fn apart(kernel: &Kernel) -> (Kernel, Kernel) {
     let mut rest = kernel.clone();
     rest.args = args;
     rest.contraction = None;
-    for e in rest.exprs.iter_mut().filter(|e| **e == Expr::Acc) {
-        *e = Expr::Load(place.clone());
+    for e in &mut rest.exprs {
+        match e {
+            Expr::Acc => *e = Expr::Load(sums.clone()),
+            Expr::RowSquares => *e = Expr::Load(place(first + 2, &Size::one(), 0)),
+            _ => {}
+        }
     }
     (product, rest)
+}
+
+/// The way of a kernel that reduces over its columns: `apart`'s two, one after the other.
+pub fn reduced(kernel: &Kernel, name: &str, target: &Target) -> Option<(Variant, Vec<(String, String)>)> {
+    let (product, rest) = apart(kernel);
+    let c = product.contraction.as_ref()?;
+    if !takes(&product, c) {
+        return None;
+    }
+    let (mut variant, mut functions) = variant(&product, c, WIDE, name);
+    // Behind the sums, which are a buffer to the product.
+    for map in variant.steps.iter_mut().flat_map(|s| &mut s.maps) {
+        if let MapSource::Workspace(i) = &mut map.source {
+            *i += 1;
+        }
+    }
+    let elements = &Size::product(&kernel.outer) * &kernel.cols;
+    variant.workspaces.insert(0, size(&(&elements * &Size::from(4))));
+    // The stages' function takes three workspaces, whether the product has them or not.
+    variant.workspaces.resize(3, size(&Size::from(0)));
+    let stages = Kernel {
+        name: format!("{name}_stages"),
+        ..rest
+    };
+    let emitted = map::emit(&stages, target);
+    variant.steps.extend(emitted.kernel.variants.into_iter().flat_map(|v| v.steps));
+    functions.extend(emitted.functions);
+    Some((variant, functions))
 }

@@ -15,6 +15,7 @@ mod matmul;
 mod mma;
 mod pipeline;
 mod ptx;
+mod reduction;
 mod sweep_gradient;
 mod sweep_mma;
 mod target;
@@ -113,6 +114,11 @@ pub fn emit(kernel: &Kernel, target: &Target) -> Result<Emitted, CodeError> {
             let name = format!("{}_mma", kernel.name);
             let (variant, text) = mma::variant(kernel, c, &even, &name, target);
             emitted.before_all(variant, name, text, even.is_empty());
+        }
+        let reduced = kernel.reduces() && target.hopper;
+        if reduced && let Some((variant, functions)) = matmul::reduced(kernel, &kernel.name, target) {
+            emitted.kernel.variants = vec![variant];
+            emitted.functions = functions;
         }
         if target.hopper && matmul::takes(kernel, c) {
             emitted.kernel.variants.clear();
