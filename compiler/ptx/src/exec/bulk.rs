@@ -48,6 +48,8 @@ pub struct Transfer {
     /// Of loads: the mbarrier, and the blocks of the cluster that receive.
     mbarrier: u32,
     receivers: Vec<u32>,
+    /// What its issuer knew, where races are looked for.
+    clock: super::races::Clock,
     pub origin: Origin,
 }
 
@@ -58,6 +60,8 @@ pub struct Copy {
     from: u64,
     bytes: u32,
     source: u32,
+    warp: usize,
+    pc: u32,
 }
 
 fn wrong<T>(what: impl Into<String>) -> Step<T> {
@@ -229,16 +233,20 @@ impl Machinery<'_> {
             }
             Bulk::Wait { pending } => {
                 let done = warp.store_groups[lane].saturating_sub(*pending as u64);
+                let w = self.number(warp);
+                self.order(|r| r.wait_stores(w));
                 self.finish_stores(warp, lane, done)
             }
         }
     }
 
     fn start_load(&mut self, what: What, mbarrier: u32, receivers: Vec<u32>, origin: Origin) -> Step<()> {
+        let number = origin.rank * self.warps_per_block + origin.thread as usize / 32;
         let transfer = Transfer {
             what,
             mbarrier,
             receivers,
+            clock: self.races.as_mut().map(|r| r.snapshot(number)).unwrap_or_default(),
             origin,
         };
         match self.timing {
@@ -255,8 +263,10 @@ impl Machinery<'_> {
             what,
             mbarrier: 0,
             receivers: vec![],
+            clock: Default::default(),
             origin,
         };
+        self.touch_store(&transfer)?;
         if self.timing == Timing::Eager {
             self.store_now(&transfer.what)?;
         }
@@ -290,8 +300,10 @@ impl Machinery<'_> {
     fn load_now(&mut self, transfer: &Transfer) -> Step<()> {
         for &rank in &transfer.receivers {
             let there = |address: u32| rank << 24 | address & 0xff_ffff;
+            let mbarrier = there(transfer.mbarrier);
             let bytes = match &transfer.what {
                 What::TensorLoad { map, at, to } => {
+                    self.touch_load(transfer, there(*to), map.box_bytes())?;
                     self.load_box(map, at, there(*to))?;
                     map.box_bytes()
                 }
@@ -302,14 +314,35 @@ impl Machinery<'_> {
                         At::Local(_) | At::Param(_) => return wrong("from the thread's own memory"),
                     };
                     let to = there(*to);
+                    self.touch_load(transfer, to, *bytes)?;
                     self.shared(to)?.write(to & 0xff_ffff, *bytes)?.copy_from_slice(&data);
                     *bytes
                 }
                 What::TensorStore { .. } | What::Store { .. } => 0,
             };
-            self.complete_bytes(there(transfer.mbarrier), bytes)?;
+            self.order(|r| r.complete(&transfer.clock, mbarrier));
+            self.complete_bytes(mbarrier, bytes)?;
         }
         Ok(())
+    }
+
+    /// Swizzles stay within a box, whose bytes are all written.
+    fn touch_load(&mut self, transfer: &Transfer, to: u32, bytes: u32) -> Step<()> {
+        if self.races.is_none() {
+            return Ok(());
+        }
+        let agent = Agent::Load(&transfer.clock, transfer.origin.rank, transfer.mbarrier);
+        self.touch(agent, to, bytes, true, transfer.origin.pc)
+    }
+
+    fn touch_store(&mut self, transfer: &Transfer) -> Step<()> {
+        let (from, bytes) = match &transfer.what {
+            What::TensorStore { map, from, .. } => (*from, map.box_bytes()),
+            What::Store { from, bytes, .. } => (*from, *bytes),
+            What::TensorLoad { .. } | What::Load { .. } => return Ok(()),
+        };
+        let number = transfer.origin.rank * self.warps_per_block + transfer.origin.thread as usize / 32;
+        self.touch(Agent::Store(number), from, bytes, false, transfer.origin.pc)
     }
 
     /// Elements outside the tensor are zero.
@@ -402,7 +435,7 @@ impl Machinery<'_> {
         Ok(())
     }
 
-    pub fn copy_async(&mut self, warp: &mut Warp, op: &CopyAsync, mask: u32) -> Step<()> {
+    pub fn copy_async(&mut self, warp: &mut Warp, op: &CopyAsync, mask: u32, pc: u32) -> Step<()> {
         for lane in lanes(mask) {
             let result = match op {
                 CopyAsync::Copy {
@@ -422,6 +455,8 @@ impl Machinery<'_> {
                         from: warp.address(*from, lane),
                         bytes,
                         source: taken,
+                        warp: self.number(warp),
+                        pc,
                     };
                     if taken > bytes {
                         wrong(format!("{taken} bytes to read for a copy of {bytes}"))
@@ -473,6 +508,7 @@ impl Machinery<'_> {
             let from = self.memory.read(copy.from, copy.source as u64)?;
             data[..copy.source as usize].copy_from_slice(from);
         }
+        self.touch(Agent::Warp(copy.warp), copy.to, copy.bytes, true, copy.pc)?;
         let to = self.shared(copy.to)?.write(copy.to & 0xff_ffff, copy.bytes)?;
         to.copy_from_slice(&data[..copy.bytes as usize]);
         Ok(())

@@ -31,6 +31,8 @@ pub struct Launch {
     pub timing: Timing,
     /// Reads of shared memory that nobody wrote are faults.
     pub checks_reads: bool,
+    /// Accesses to shared memory that nothing orders, and missing proxy fences, are faults.
+    pub checks_races: bool,
     /// Instructions of warps after which a launch is given up.
     pub limit: u64,
 }
@@ -44,7 +46,8 @@ impl Launch {
             shared: 0,
             timing: Timing::Late,
             checks_reads: true,
-            limit: 20_000_000_000,
+            checks_races: true,
+            limit: 1_000_000_000,
         }
     }
 
@@ -113,6 +116,7 @@ struct Cluster {
     loads: VecDeque<Transfer>,
     barrier: (u32, u64),
     alive: u32,
+    races: Option<Races>,
     warps: Vec<Option<Box<Warp>>>,
 }
 
@@ -280,8 +284,13 @@ impl Grid<'_> {
             loads: VecDeque::new(),
             barrier: (0, 0),
             alive: threads * size,
+            races: None,
             warps: vec![],
         };
+        if self.launch.checks_races {
+            let bytes = self.code.dynamic_shared + self.launch.shared;
+            cluster.races = Some(Races::new(size as usize, warps as usize, bytes));
+        }
         for rank in 0..size {
             let id = self.block_id(n * size as u64 + rank as u64);
             let bytes = self.code.dynamic_shared + self.launch.shared;
@@ -374,6 +383,8 @@ impl Grid<'_> {
             loads: std::mem::take(&mut cluster.loads),
             cluster: cluster.barrier,
             cluster_alive: cluster.alive,
+            races: cluster.races.take(),
+            warps_per_block: cluster.warps.len() / self.launch.cluster as usize,
             changes: self.changes,
             clock: self.clock,
         };
@@ -381,6 +392,7 @@ impl Grid<'_> {
         let ids: Vec<[u32; 3]> = m.blocks.iter().map(|b| b.id).collect();
         cluster.barrier = m.cluster;
         cluster.alive = m.cluster_alive;
+        cluster.races = m.races;
         cluster.loads = m.loads;
         cluster.blocks = m.blocks;
         self.changes = m.changes;

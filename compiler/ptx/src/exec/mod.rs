@@ -15,6 +15,7 @@ mod collective;
 mod grid;
 mod matrix;
 mod mbarrier;
+mod races;
 mod shared;
 mod step;
 mod warp;
@@ -30,6 +31,7 @@ use crate::fault::{FaultKind, Place, Step, at_lane};
 use crate::memory::{Memory, SHARED_WINDOW};
 use barrier::Named;
 use bulk::Transfer;
+use races::{Agent, Link, Races};
 use shared::Shared;
 use warp::{Wait, Waiting, Warp, lanes};
 
@@ -56,6 +58,8 @@ struct Machinery<'a> {
     /// Threads that arrived at the cluster's barrier, and its turns.
     cluster: (u32, u64),
     cluster_alive: u32,
+    races: Option<Races>,
+    warps_per_block: usize,
     /// Grows with whatever another thread may wait for.
     changes: u64,
     clock: u64,

@@ -264,25 +264,27 @@ impl Machinery<'_> {
                 each(active, |i| warp.registers[*d as usize][i] = value);
             }
             Op::Pack { d, parts, bits } => lanes(active).for_each(|lane| {
-                let keep = (1u64 << bits) - 1;
+                let keep = u64::MAX >> (64 - bits);
                 let value = parts.iter().rev().fold(0, |x, r| x << bits | warp.get(*r, lane) & keep);
                 warp.set(*d, lane, value);
             }),
             Op::Unpack { parts, a, bits } => lanes(active).for_each(|lane| {
-                let (keep, value) = ((1u64 << bits) - 1, warp.get(*a, lane));
+                let (keep, value) = (u64::MAX >> (64 - bits), warp.get(*a, lane));
                 for (i, r) in parts.iter().enumerate() {
                     warp.set(*r, lane, value >> (i as u32 * bits) & keep);
                 }
             }),
             Op::Load(access) => {
-                self.load(warp, access, active)?;
-                if access.polls {
+                self.load(warp, access, active, pc)?;
+                if access.strong {
                     return Ok(Next::Poll);
                 }
             }
-            Op::Store(access) => self.store(warp, access, active)?,
+            Op::Store(access) => self.store(warp, access, active, pc)?,
             Op::Atomic(a) => {
                 self.atomic(warp, a, active)?;
+                let w = self.number(warp);
+                self.order(|r| r.strong(w));
                 return Ok(Next::Poll);
             }
             Op::CopyLocal { from, to, bytes } => self.copy_local(warp, *from, *to, *bytes, active),
@@ -324,8 +326,16 @@ impl Machinery<'_> {
                 return self.collective(warp, op, *mask, pc, active);
             }
             Op::WgmmaFence => warp.wgmma.fence(),
-            Op::WgmmaCommit => warp.wgmma.commit(),
-            Op::WgmmaWait(n) => warp.wgmma.wait(*n),
+            Op::WgmmaCommit => {
+                warp.wgmma.commit();
+                let w = self.number(warp);
+                self.order(|r| r.commit_wgmma(w));
+            }
+            Op::WgmmaWait(n) => {
+                warp.wgmma.wait(*n);
+                let w = self.number(warp);
+                self.order(|r| r.wait_wgmma(w, *n as usize));
+            }
             Op::Barrier(b) => {
                 self.split(warp, pc, active, group);
                 let mut mask = active;
@@ -344,6 +354,8 @@ impl Machinery<'_> {
             }
             Op::ClusterArrive => {
                 lanes(active).for_each(|lane| warp.cluster_turn[lane] = self.cluster.1);
+                let w = self.number(warp);
+                self.order(|r| r.arrive(w, Link::Cluster));
                 self.cluster_arrive(active);
             }
             Op::ClusterWait => {
@@ -358,6 +370,9 @@ impl Machinery<'_> {
                         mask,
                         why: Wait::Cluster { turn },
                     });
+                } else {
+                    let w = self.number(warp);
+                    self.order(|r| r.wait(w, Link::Cluster));
                 }
                 return Ok(Next::Apart);
             }
@@ -373,8 +388,15 @@ impl Machinery<'_> {
                 }
             }
             Op::Bulk(op) => self.bulk(warp, op, active, pc)?,
-            Op::CopyAsync(op) => self.copy_async(warp, op, active)?,
-            Op::FenceProxy => {}
+            Op::CopyAsync(op) => self.copy_async(warp, op, active, pc)?,
+            Op::FenceProxy => {
+                let w = self.number(warp);
+                self.order(|r| r.fence_proxy(w));
+            }
+            Op::Fence => {
+                let w = self.number(warp);
+                self.order(|r| r.strong(w));
+            }
             Op::Mapa { d, a, rank, generic } => lanes(active).try_for_each(|lane| {
                 let address = warp.get(*a, lane);
                 let own = if *generic {
@@ -450,7 +472,7 @@ impl Machinery<'_> {
                 .into());
             }
             if let Some(all) = self.gather(warp, pc, same, wanted)? {
-                self.together(warp, op, all)?;
+                self.together(warp, op, all, pc)?;
                 warp.set_pc(all, pc + 1);
                 next = Next::Apart;
             }
