@@ -157,9 +157,10 @@ pub fn mma(warp: &mut Warp, kind: MmaKind, d: &[Reg], a: &[Reg], b: &[Reg], c: &
     let c: Vec<[u64; 32]> = c.iter().map(|r| warp.registers[*r as usize]).collect();
     for lane in 0..32 {
         let (g, t) = (lane / 4, 2 * (lane % 4));
+        let c = [0, 1, 2, 3].map(|i| c[i][lane]);
         for i in 0..4 {
             let (row, column) = (g + 8 * (i / 2), t + i % 2);
-            let start = f32::from_bits(c[i][lane] as u32);
+            let start = f32::from_bits(c[i] as u32);
             let sum = (0..depth).fold(start, |s, k| s + left[row][k] * right[k][column]);
             warp.set(d[i], lane, sum.to_bits() as u64);
         }

@@ -12,10 +12,13 @@ mod access;
 mod barrier;
 mod bulk;
 mod collective;
+mod copies;
 mod grid;
+mod launch;
 mod matrix;
 mod mbarrier;
 mod races;
+mod rendezvous;
 mod shared;
 mod step;
 mod warp;
@@ -23,7 +26,8 @@ mod wgmma;
 
 use std::collections::VecDeque;
 
-pub use grid::{Launch, Param, Stats, Tally, Timing, run};
+pub use grid::run;
+pub use launch::{Launch, Param, Stats, Tally, Timing};
 pub use shared::{LIMIT, RESERVED};
 
 use crate::decode::Code;

@@ -293,7 +293,7 @@ fn swizzled_boxes_lie_as_the_pattern_says() {
         let got = run_box(&mut machine, map, &[0, 0], data.len());
         for r in 0..rows {
             for w in 0..span / 4 {
-                let chunk = (w / 4) ^ (r * span / 128) % (span / 16);
+                let chunk = (w / 4) ^ ((r * span / 128) % (span / 16));
                 assert_eq!(
                     got[r * span / 4 + chunk * 4 + w % 4],
                     data[r * span / 4 + w],

@@ -129,7 +129,7 @@ fn tile(data: &[f32], rows: usize, depth: usize, span: usize, transposed: bool, 
         (false, _) => {
             (leading, stride) = (16, 8 * span);
             Box::new(move |r, k| {
-                let chunk = k / per ^ (r * span / 128) % (span / 16);
+                let chunk = (k / per) ^ ((r * span / 128) % (span / 16));
                 r * span + chunk * 16 + k % per * each
             })
         }
@@ -143,7 +143,7 @@ fn tile(data: &[f32], rows: usize, depth: usize, span: usize, transposed: bool, 
             Box::new(move |r, k| {
                 let across = span / each;
                 let (atom, within) = (r / across, r % across);
-                let chunk = within / per ^ (k % 8 * span / 128) % (span / 16);
+                let chunk = (within / per) ^ ((k % 8 * span / 128) % (span / 16));
                 atom * 16 * span + k / 8 * 8 * span + k % 8 * span + chunk * 16 + within % per * each
             })
         }
