@@ -184,6 +184,15 @@ fn a_stage_that_is_given_back_before_its_wgmma_are_done_is_a_race() {
 }
 
 #[test]
+fn data_that_is_there_by_luck_is_a_race() {
+    // Every stage waits for the third one's load: the loads before it happen to be done by then, and nothing says so.
+    let wait = WAIT.replace("[%r6]", "[%r2+16]");
+    let fault = run_pipeline(&wait, RELEASE, Timing::Late).unwrap_err();
+    assert!(matches!(fault.kind, FaultKind::Race { now: "read", .. }), "{fault}");
+    assert!(fault.to_string().contains("a bulk load"), "{fault}");
+}
+
+#[test]
 fn a_consumer_with_the_wrong_parity_is_found() {
     let fault = run_pipeline(&WAIT.replace("%r5", "1"), RELEASE, Timing::Late).unwrap_err();
     assert!(matches!(fault.kind, FaultKind::Unwritten { .. }), "{fault}");
