@@ -159,7 +159,7 @@ fn sound_code(header: &Header, code: &Code) -> Result<(), String> {
         let Some(buffers) = of_kernel.map(|(_, buffers)| *buffers).min() else {
             continue;
         };
-        if kernel.variants.last().is_none_or(|v| v.at_most.is_some()) {
+        if kernel.variants.last().is_none_or(|v| v.at_most.is_some() || !v.multiples.is_empty()) {
             return Err(format!("kernel {}: no variant is for all sizes", kernel.name));
         }
         for variant in &kernel.variants {
@@ -202,6 +202,7 @@ fn sound_variant(variant: &Variant, buffers: usize) -> Result<(), String> {
             return Err(format!("a variant for at most {most}"));
         }
     }
+    sound_tiles(&variant.multiples)?;
     variant.workspaces.iter().try_for_each(sound_size)?;
     within("workspaces", variant.workspaces.len(), 0..=16)?;
     within("counters", variant.counters as usize, 0..=1 << 24)?;

@@ -11,10 +11,11 @@ use ir::plan::{Contraction, Expr, Kernel, Reduction, Rhs, Stage};
 use ir::{DType, Size};
 use runtime::artefact::{GpuKernel, Step, Variant};
 
+use super::epilogue::{Tile, clamped, is_per_column};
 use super::ptx::{self, F32, I32, Params, Signature};
 use super::{Emitted, Target, tiles};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
-use crate::scalar::{Body, Columns, Math, Point, memory, widen};
+use crate::scalar::{Body, Math, memory, widen};
 
 const THREADS: i64 = 256;
 /// Rows and columns of a block.
@@ -46,6 +47,7 @@ pub fn emit(kernel: &Kernel, c: &Contraction, target: &Target) -> Emitted {
             name: kernel.name.clone(),
             variants: vec![Variant {
                 at_most: None,
+                multiples: vec![],
                 workspaces: vec![],
                 counters: 0,
                 steps: vec![Step {
@@ -66,15 +68,9 @@ pub fn emit(kernel: &Kernel, c: &Contraction, target: &Target) -> Emitted {
 }
 
 /// What all parts of a block know.
-struct Block<'k> {
-    body: Body<'k>,
+struct Block<'b, 'k> {
     c: &'k Contraction,
-    thread: Val,
-    batch: Vec<Val>,
-    /// First row, and how many rows and columns there are, i64.
-    first: Val,
-    rows: Val,
-    cols: Val,
+    tile: Tile<'b, 'k>,
     shared: Val,
 }
 
@@ -100,22 +96,43 @@ fn block(e: &mut Emit, kernel: &Kernel, c: &Contraction, params: Params) {
     let (at, point) = (e.extend_signed(at, Elem::I64), e.extend_signed(point, Elem::I64));
     let batch = body.unravel(e, point, batch);
     let tile = e.i64(TILE);
+    let shared = ptx::shared(e);
+    let place = |e: &mut Emit, elements: i64| {
+        let at = e.int(elements, I32);
+        e.at(shared, at, Elem::F32)
+    };
+    let products = 1 + i64::from(c.also.is_some());
+    let sums: Vec<Val> = (0..products).map(|p| place(e, sums_at(products, p))).collect();
+    let measures = kernel.exprs.contains(&Expr::RowSquares);
     let b = Block {
-        thread: ptx::thread(e),
-        batch,
-        first: e.mul(at, tile),
-        rows: count,
-        cols,
-        shared: ptx::shared(e),
         c,
-        body,
+        tile: Tile {
+            body: &body,
+            thread: ptx::thread(e),
+            threads: THREADS,
+            batch,
+            first: e.mul(at, tile),
+            rows: count,
+            cols,
+            height: TILE,
+            width: TILE,
+            sums,
+            pitch: PITCH,
+            squares: measures.then(|| place(e, sums_at(products, products))),
+        },
+        shared,
     };
     if kernel.reduces() {
         b.reduced(e);
     } else {
         b.product(e, column);
-        b.stores(e, column);
+        b.tile.stores(e, column);
     }
+}
+
+/// Where product p's sums begin in shared memory, in elements; behind the last one's stand the rows' squares.
+fn sums_at(products: i64, p: i64) -> i64 {
+    DEPTH * PITCH * (1 + products) + TILE * PITCH * p
 }
 
 /// How many tiles so many rows or columns are, i32.
@@ -135,9 +152,9 @@ struct Running {
     state: Vec<Val>,
 }
 
-impl Block<'_> {
+impl Block<'_, '_> {
     fn kernel(&self) -> &Kernel {
-        self.body.kernel
+        self.tile.body.kernel
     }
 
     fn dtype(&self, arg: usize) -> DType {
@@ -154,45 +171,17 @@ impl Block<'_> {
         std::iter::once(&self.c.b).chain(&self.c.also).collect()
     }
 
-    fn sums(&self, product: usize) -> i64 {
-        let products = self.products().len() as i64;
-        DEPTH * PITCH * (1 + products) + TILE * PITCH * product as i64
-    }
-
-    fn squares(&self) -> i64 {
-        self.sums(self.products().len())
-    }
-
-    /// The row's point; behind the last row it is the last one again.
-    fn point(&self, e: &mut Emit, row: Val) -> Point {
-        let mut index = self.batch.clone();
-        index.extend(self.body.unravel(e, row, &self.kernel().outer[self.c.batch..]));
-        self.body.point(index)
-    }
-
-    fn clamped(&self, e: &mut Emit, at: Val, n: Val) -> Val {
-        let one = e.i64(1);
-        let last = e.sub(n, one);
-        e.min(at, last)
-    }
-
-    /// `base + thread part`, i64.
-    fn offset(&self, e: &mut Emit, base: Val, part: Val) -> Val {
-        let part = e.extend_signed(part, Elem::I64);
-        e.add(base, part)
-    }
-
     /// The sums of a tile of columns, to shared memory.
     fn product(&self, e: &mut Emit, column: Val) {
         let c = self.c;
         let (four, sixteen) = (e.int(4, I32), e.int(16, I32));
         // Who brings what: a row of A, four k of it; the same for a K-major B, else one column and four k.
-        let (line, quarter) = (e.div(self.thread, four), e.rem(self.thread, four));
+        let (line, quarter) = (e.div(self.tile.thread, four), e.rem(self.tile.thread, four));
         let quarter = e.mul(quarter, four);
-        let row = self.offset(e, self.first, line);
-        let row = self.clamped(e, row, self.rows);
-        let mut point = self.point(e, row);
-        let a_base = self.body.base(e, &mut point, &c.a);
+        let row = self.tile.offset(e, self.tile.first, line);
+        let row = clamped(e, row, self.tile.rows);
+        let mut point = self.tile.point(e, row);
+        let a_base = self.tile.body.base(e, &mut point, &c.a);
         let a_type = self.dtype(c.a.arg);
         let rounds = match c.b {
             Rhs::Packed { arg } => a_type == DType::F32 && self.dtype(arg) == DType::BF16,
@@ -205,8 +194,8 @@ impl Block<'_> {
             .map(|b| self.factor(e, b, column, line, quarter))
             .collect();
 
-        let (ty, tx) = (e.div(self.thread, sixteen), e.rem(self.thread, sixteen));
-        let k_end = self.body.size(e, &c.k);
+        let (ty, tx) = (e.div(self.tile.thread, sixteen), e.rem(self.tile.thread, sixteen));
+        let k_end = self.tile.body.size(e, &c.k);
         let (zero, nothing) = (e.i64(0), e.f32(0.0, F32));
         let mut init = vec![nothing; (PART * PART) as usize * factors.len()];
         init.push(nothing);
@@ -215,7 +204,7 @@ impl Block<'_> {
             for i in 0..4 {
                 let i = e.int(i, I32);
                 let at = e.add(quarter, i);
-                let depth = self.offset(e, k, at);
+                let depth = self.tile.offset(e, k, at);
                 let x = self.element(e, c.a.arg, a_base, depth, k_end);
                 squares = e.fma(x, x, squares);
                 let x = if rounds { round(e, x) } else { x };
@@ -225,7 +214,7 @@ impl Block<'_> {
                 for i in 0..4 {
                     let i = e.int(i, I32);
                     let at = e.add(f.depth, i);
-                    let depth = self.offset(e, k, at);
+                    let depth = self.tile.offset(e, k, at);
                     let x = self.factor_element(e, f, depth, k_end);
                     self.put(e, DEPTH * PITCH * (1 + p as i64), at, f.line, x);
                 }
@@ -253,7 +242,7 @@ impl Block<'_> {
                 for j in 0..PART {
                     let (column, at) = (e.int(j, I32), e.mul(tx, four));
                     let column = e.add(at, column);
-                    self.put(e, self.sums(p), row, column, sums[p * 16 + (i * PART + j) as usize]);
+                    self.put_sum(e, p, row, column, sums[p * 16 + (i * PART + j) as usize]);
                 }
             }
         }
@@ -263,7 +252,7 @@ impl Block<'_> {
                 let other = ptx::shuffle_xor(e, all, bits);
                 all = e.add(all, other);
             }
-            let base = self.place(e, self.squares());
+            let base = self.tile.squares.expect("a kernel that measures has a place for it");
             let at = e.at(base, line, Elem::F32);
             e.store(all, at);
         }
@@ -273,6 +262,11 @@ impl Block<'_> {
     /// Element (line, column) of a tile in shared memory.
     fn put(&self, e: &mut Emit, tile: i64, line: Val, column: Val, x: Val) {
         let at = self.tile_at(e, tile, line, column);
+        e.store(x, at);
+    }
+
+    fn put_sum(&self, e: &mut Emit, product: usize, row: Val, column: Val, x: Val) {
+        let at = self.tile.sum_at(e, product, row, column);
         e.store(x, at);
     }
 
@@ -296,7 +290,7 @@ impl Block<'_> {
     /// The element k behind `base`, in f32; 0 behind the last k.
     fn element(&self, e: &mut Emit, arg: usize, base: Val, k: Val, end: Val) -> Val {
         let inside = e.cmp(Cmp::Lt, k, end);
-        let k = self.clamped(e, k, end);
+        let k = clamped(e, k, end);
         let at = e.add(base, k);
         let x = self.load(e, arg, at);
         let nothing = e.f32(0.0, F32);
@@ -305,17 +299,17 @@ impl Block<'_> {
 
     fn load(&self, e: &mut Emit, arg: usize, at: Val) -> Val {
         let dtype = self.dtype(arg);
-        let ptr = e.at(self.body.args[arg], at, memory(dtype));
+        let ptr = e.at(self.tile.body.args[arg], at, memory(dtype));
         let raw = e.load(ptr, Ty::scalar(memory(dtype)));
         widen(e, raw, dtype)
     }
 
     fn factor(&self, e: &mut Emit, b: &Rhs, column: Val, line: Val, quarter: Val) -> Factor {
-        let k = self.body.size(e, &self.c.k);
+        let k = self.tile.body.size(e, &self.c.k);
         match b {
             Rhs::Packed { arg } => {
-                let n = self.offset(e, column, line);
-                let n = self.clamped(e, n, self.cols);
+                let n = self.tile.offset(e, column, line);
+                let n = clamped(e, n, self.tile.cols);
                 let base = e.mul(n, k);
                 Factor {
                     arg: *arg,
@@ -327,10 +321,10 @@ impl Block<'_> {
             }
             Rhs::KContiguous { arg, offset, strides } => {
                 let (last, batch) = strides.split_last().expect("n has a stride");
-                let base = self.body.linear(e, offset, &self.batch, batch);
-                let n = self.offset(e, column, line);
-                let n = self.clamped(e, n, self.cols);
-                let stride = self.body.size(e, last);
+                let base = self.tile.body.linear(e, offset, &self.tile.batch, batch);
+                let n = self.tile.offset(e, column, line);
+                let n = clamped(e, n, self.tile.cols);
+                let stride = self.tile.body.size(e, last);
                 let n = e.mul(n, stride);
                 let base = e.add(base, n);
                 Factor {
@@ -343,14 +337,14 @@ impl Block<'_> {
             }
             Rhs::NContiguous { arg, offset, strides } => {
                 let (last, batch) = strides.split_last().expect("k has a stride");
-                let base = self.body.linear(e, offset, &self.batch, batch);
+                let base = self.tile.body.linear(e, offset, &self.tile.batch, batch);
                 let tile = e.int(TILE, I32);
-                let (line, part) = (e.rem(self.thread, tile), e.div(self.thread, tile));
+                let (line, part) = (e.rem(self.tile.thread, tile), e.div(self.tile.thread, tile));
                 let four = e.int(4, I32);
-                let n = self.offset(e, column, line);
-                let n = self.clamped(e, n, self.cols);
+                let n = self.tile.offset(e, column, line);
+                let n = clamped(e, n, self.tile.cols);
                 let base = e.add(base, n);
-                let stride = self.body.size(e, last);
+                let stride = self.tile.body.size(e, last);
                 Factor {
                     arg: *arg,
                     base,
@@ -367,90 +361,12 @@ impl Block<'_> {
             return self.element(e, f.arg, f.base, k, end);
         };
         let inside = e.cmp(Cmp::Lt, k, end);
-        let k = self.clamped(e, k, end);
+        let k = clamped(e, k, end);
         let at = e.mul(k, stride);
         let at = e.add(f.base, at);
         let x = self.load(e, f.arg, at);
         let nothing = e.f32(0.0, F32);
         e.select(inside, x, nothing)
-    }
-
-    /// A column of the tile with its sums.
-    fn columns(&self, e: &mut Emit, column: Val, row: Val, at: Val) -> Columns {
-        let mut sums = vec![];
-        for p in 0..self.products().len() {
-            let place = self.tile_at(e, self.sums(p), row, at);
-            let x = e.load(place, F32);
-            sums.push(e.vector(&[x]));
-        }
-        let mut cols = Columns::new(column, None, Some(sums[0]));
-        cols.also = sums.get(1).copied();
-        cols
-    }
-
-    /// A row of the tile as a point, with its squares; and is it there?
-    fn row(&self, e: &mut Emit, at: Val) -> (Point, Val) {
-        let row = self.offset(e, self.first, at);
-        let is_there = e.cmp(Cmp::Lt, row, self.rows);
-        let row = self.clamped(e, row, self.rows);
-        let mut point = self.point(e, row);
-        if self.kernel().exprs.contains(&Expr::RowSquares) {
-            let base = self.place(e, self.squares());
-            let at = e.at(base, at, Elem::F32);
-            point.squares = Some(e.load(at, F32));
-        }
-        (point, is_there)
-    }
-
-    /// The kernel's stages on a tile: stores alone.
-    fn stores(&self, e: &mut Emit, column: Val) {
-        let tile = e.int(TILE, I32);
-        let (at, part) = (e.rem(self.thread, tile), e.div(self.thread, tile));
-        let wanted = self.offset(e, column, at);
-        let inside = e.cmp(Cmp::Lt, wanted, self.cols);
-        let wanted = self.clamped(e, wanted, self.cols);
-        let step = THREADS / TILE;
-        let end = e.int(TILE, I32);
-        e.for_loop(part, end, step, &[], |e, row, _| {
-            let (mut point, is_there) = self.row(e, row);
-            self.kernel()
-                .stages
-                .iter()
-                .for_each(|s| self.body.hoist(e, &mut point, s));
-            let mut cols = self.columns(e, wanted, row, at);
-            let here = e.and(inside, is_there);
-            for stage in &self.kernel().stages {
-                self.store(e, &mut point, &mut cols, stage, here);
-            }
-            vec![]
-        });
-    }
-
-    /// One column's store, where it is inside.
-    fn store(&self, e: &mut Emit, point: &mut Point, cols: &mut Columns, stage: &Stage, here: Val) {
-        let Stage::Store { to, value, when } = stage else {
-            return;
-        };
-        let value = self.body.vector(e, point, cols, *value);
-        let here = match when {
-            None => here,
-            Some(when) => {
-                let when = self.body.vector(e, point, cols, *when);
-                let when = e.extract(when, 0);
-                e.and(here, when)
-            }
-        };
-        if let Some((id, _)) = to.indirect.as_ref().filter(|(id, _)| self.body.varies(*id)) {
-            self.body.vector(e, point, cols, *id);
-        }
-        e.if_then(here, &[], |e| {
-            self.body.store_vector(e, point, cols, to, value, None);
-            vec![]
-        });
-    }
-
-    fn is_per_column(&self, stage: &Stage) -> bool {
-        matches!(stage, Stage::Store { to, .. } if to.strides.last().is_some_and(|s| s.coef != 0))
     }
 
     /// All columns of the block's rows: four threads a row, each with every fourth column of a tile.
@@ -474,32 +390,32 @@ impl Block<'_> {
             });
         }
         let four = e.int(4, I32);
-        let (line, quarter) = (e.div(self.thread, four), e.rem(self.thread, four));
+        let (line, quarter) = (e.div(self.tile.thread, four), e.rem(self.tile.thread, four));
         let (zero, init) = (
             e.i64(0),
             running.iter().flat_map(|r| r.state.clone()).collect::<Vec<_>>(),
         );
-        let last = e.for_loop(zero, self.cols, TILE, &init, |e, column, state| {
+        let last = e.for_loop(zero, self.tile.cols, TILE, &init, |e, column, state| {
             self.product(e, column);
-            let (mut point, is_there) = self.row(e, line);
+            let (mut point, is_there) = self.tile.row(e, line);
             stages
                 .iter()
-                .filter(|s| matches!(s, Stage::Reduce { .. }) || self.is_per_column(s))
+                .filter(|s| matches!(s, Stage::Reduce { .. }) || is_per_column(s))
                 .for_each(|s| {
-                    self.body.hoist(e, &mut point, s);
+                    self.tile.body.hoist(e, &mut point, s);
                 });
             let end = e.int(TILE, I32);
             let state = e.for_loop(quarter, end, 4, state, |e, at, state| {
-                let wanted = self.offset(e, column, at);
-                let inside = e.cmp(Cmp::Lt, wanted, self.cols);
-                let wanted = self.clamped(e, wanted, self.cols);
-                let mut cols = self.columns(e, wanted, line, at);
+                let wanted = self.tile.offset(e, column, at);
+                let inside = e.cmp(Cmp::Lt, wanted, self.tile.cols);
+                let wanted = clamped(e, wanted, self.tile.cols);
+                let mut cols = self.tile.columns(e, wanted, line, at);
                 let mut out = vec![];
                 let mut rest = state;
                 for r in &running {
                     let (mine, others) = rest.split_at(r.state.len());
                     rest = others;
-                    let x = self.body.vector(e, &mut point, &mut cols, r.value);
+                    let x = self.tile.body.vector(e, &mut point, &mut cols, r.value);
                     let x = e.extract(x, 0);
                     let next = add(e, r.op, mine, x);
                     out.extend(
@@ -509,8 +425,8 @@ impl Block<'_> {
                     );
                 }
                 let here = e.and(inside, is_there);
-                for stage in stages.iter().filter(|s| self.is_per_column(s)) {
-                    self.store(e, &mut point, &mut cols, stage, here);
+                for stage in stages.iter().filter(|s| is_per_column(s)) {
+                    self.tile.store(e, &mut point, &mut cols, stage, here);
                 }
                 out
             });
@@ -518,7 +434,7 @@ impl Block<'_> {
             ptx::barrier(e);
             state
         });
-        let (mut point, is_there) = self.row(e, line);
+        let (mut point, is_there) = self.tile.row(e, line);
         let mut rest = &last[..];
         for r in &running {
             let (mine, others) = rest.split_at(r.state.len());
@@ -534,21 +450,21 @@ impl Block<'_> {
         let none = e.int(0, I32);
         let first = e.cmp(Cmp::Eq, quarter, none);
         let here = e.and(first, is_there);
-        for stage in stages.iter().filter(|s| !self.is_per_column(s)) {
+        for stage in stages.iter().filter(|s| !is_per_column(s)) {
             let Stage::Store { to, value, when } = stage else {
                 continue;
             };
-            self.body.hoist(e, &mut point, stage);
-            let value = self.body.scalar(e, &mut point, *value);
+            self.tile.body.hoist(e, &mut point, stage);
+            let value = self.tile.body.scalar(e, &mut point, *value);
             let here = match when {
                 None => here,
                 Some(when) => {
-                    let when = self.body.scalar(e, &mut point, *when);
+                    let when = self.tile.body.scalar(e, &mut point, *when);
                     e.and(here, when)
                 }
             };
             e.if_then(here, &[], |e| {
-                self.body.store_scalar(e, &mut point, to, value);
+                self.tile.body.store_scalar(e, &mut point, to, value);
                 vec![]
             });
         }

@@ -12,7 +12,8 @@ use super::memory::ALIGN;
 pub fn variant<'a>(kernel: &'a GpuKernel, values: &Sizes) -> Option<&'a Variant> {
     kernel.variants.iter().find(|v| {
         let fits = |(size, most): &(Size, i64)| eval(size, values).is_some_and(|n| n <= *most);
-        v.at_most.as_ref().is_none_or(fits)
+        let divides = |(size, of): &(Size, i64)| eval(size, values).is_some_and(|n| n % of == 0);
+        v.at_most.as_ref().is_none_or(fits) && v.multiples.iter().all(divides)
     })
 }
 
@@ -199,6 +200,7 @@ mod tests {
     fn the_first_variant_that_fits() {
         let of = |limit: Option<i64>| Variant {
             at_most: limit.map(|n| (size(1, &["B", "T"]), n)),
+            multiples: if limit == Some(64) { vec![(size(1, &["T"]), 3)] } else { vec![] },
             workspaces: vec![size(4, &["T"]), size(100, &[])],
             counters: limit.unwrap_or(0) as u32,
             steps: vec![],
@@ -207,10 +209,11 @@ mod tests {
             name: "k".into(),
             variants: vec![of(Some(8)), of(Some(64)), of(None)],
         };
+        // 2 x 4 are few; 3 x 3 are more, in rows of three; 1 x 64 are in no such rows.
         let chosen = |b, t| variant(&kernel, &values(&[("B", b), ("T", t)])).unwrap().counters;
         assert_eq!(
-            [chosen(2, 4), chosen(3, 3), chosen(1, 64), chosen(1, 65)],
-            [8, 64, 64, 0]
+            [chosen(2, 4), chosen(3, 3), chosen(1, 63), chosen(1, 64), chosen(1, 66)],
+            [8, 64, 64, 0, 0]
         );
         let v = values(&[("T", 65)]);
         assert_eq!(workspaces(&kernel.variants[0], &v), Some((vec![0, 512], 768)));
@@ -248,6 +251,7 @@ mod tests {
     fn parameters_in_their_order() {
         let variant = Variant {
             at_most: None,
+            multiples: vec![],
             workspaces: vec![size(1, &[]); 2],
             counters: 3,
             steps: vec![],
