@@ -159,7 +159,11 @@ fn sound_code(header: &Header, code: &Code) -> Result<(), String> {
         let Some(buffers) = of_kernel.map(|(_, buffers)| *buffers).min() else {
             continue;
         };
-        if kernel.variants.last().is_none_or(|v| v.at_most.is_some() || !v.multiples.is_empty()) {
+        if kernel
+            .variants
+            .last()
+            .is_none_or(|v| v.at_most.is_some() || !v.multiples.is_empty())
+        {
             return Err(format!("kernel {}: no variant is for all sizes", kernel.name));
         }
         for variant in &kernel.variants {

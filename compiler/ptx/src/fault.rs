@@ -27,17 +27,14 @@ pub enum FaultKind {
     Mbarrier { address: Place, what: String },
     #[error("wgmma: {0}")]
     Wgmma(String),
-    #[error(
-        "{address} was written by thread {writer} without a fence.proxy.async before it is read by the asynchronous proxy"
-    )]
-    Proxy { address: Place, writer: u32 },
-    #[error("{address} is {now} by thread {thread} while thread {other} has {before} it, and nothing orders the two")]
+    #[error("{address} is read by the asynchronous proxy, and no fence.proxy.async follows its writing by {by}")]
+    Proxy { address: Place, by: String },
+    #[error("{address} is {now} here, and was {before} by {by}: nothing orders the two")]
     Race {
         address: Place,
         now: &'static str,
-        thread: u32,
         before: &'static str,
-        other: u32,
+        by: String,
     },
     #[error("tensor map: {0}")]
     TensorMap(String),

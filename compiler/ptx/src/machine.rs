@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::decode::{self, Code};
 use crate::exec::{self, Launch, Param, Stats};
-use crate::fault::{Fault, FaultKind, Problem};
+use crate::fault::{Fault, FaultKind};
 use crate::memory::Memory;
 use crate::text::{self, ParseError, Tree};
 
@@ -94,13 +94,19 @@ impl Machine {
     }
 
     pub fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Box<Fault>> {
-        let place = self.memory.write(address, bytes.len() as u64).map_err(host)?;
+        let place = self
+            .memory
+            .write(address, bytes.len() as u64)
+            .map_err(|p| host(p.kind))?;
         place.copy_from_slice(bytes);
         Ok(())
     }
 
     pub fn read(&self, address: u64, bytes: u64) -> Result<Vec<u8>, Box<Fault>> {
-        self.memory.read(address, bytes).map(<[u8]>::to_vec).map_err(host)
+        self.memory
+            .read(address, bytes)
+            .map(<[u8]>::to_vec)
+            .map_err(|p| host(p.kind))
     }
 
     /// The address of a module's `.global` or `.const` variable.
@@ -137,6 +143,6 @@ impl Machine {
     }
 }
 
-fn host(problem: Box<Problem>) -> Box<Fault> {
-    Fault::launch("(none: the host)", problem.kind)
+fn host(kind: FaultKind) -> Box<Fault> {
+    Fault::launch("(none: the host)", kind)
 }

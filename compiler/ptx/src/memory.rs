@@ -48,7 +48,7 @@ impl Memory {
             .into());
         };
         let offset = address.wrapping_sub(a.base);
-        if address < a.base || offset + bytes > a.bytes.len() as u64 {
+        if address < a.base || offset.saturating_add(bytes) > a.bytes.len() as u64 {
             return Err(FaultKind::OutOfBounds {
                 address: Place::Global(address),
                 bytes,

@@ -78,8 +78,8 @@ pub struct Access {
     /// Bytes of one element.
     pub bytes: u8,
     pub signed: bool,
-    /// Volatile, relaxed or acquire: others may change what it reads while it loops.
-    pub polls: bool,
+    /// Volatile, relaxed, acquire or release: others may look at it, or change it, at the same time.
+    pub strong: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -451,8 +451,10 @@ pub enum Op {
     },
     Bulk(Box<Bulk>),
     CopyAsync(Box<CopyAsync>),
-    /// `fence.proxy.async`; other fences do nothing here.
+    /// `fence.proxy.async`.
     FenceProxy,
+    /// Other fences: they order, and change nothing.
+    Fence,
     /// The address of this shared variable in another block of the cluster.
     Mapa {
         d: Reg,

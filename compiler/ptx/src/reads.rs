@@ -76,6 +76,7 @@ impl Op {
             | Op::ClusterArrive
             | Op::ClusterWait
             | Op::FenceProxy
+            | Op::Fence
             | Op::Sleep => {}
         }
     }

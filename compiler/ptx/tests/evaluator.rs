@@ -6,6 +6,8 @@ mod copies;
 mod faults;
 #[path = "evaluator/matrices.rs"]
 mod matrices;
+#[path = "evaluator/races.rs"]
+mod races;
 #[path = "evaluator/scalar.rs"]
 mod scalar;
 #[path = "evaluator/support.rs"]

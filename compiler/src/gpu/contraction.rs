@@ -12,6 +12,7 @@ use ir::{DType, Size};
 use runtime::artefact::{GpuKernel, Step, Variant};
 
 use super::epilogue::{Tile, clamped, is_per_column};
+use super::reduction::{add, finish, identity, merge};
 use super::ptx::{self, F32, I32, Params, Signature};
 use super::{Emitted, Target, tiles};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
@@ -375,13 +376,7 @@ impl Block<'_, '_> {
         let mut running = vec![];
         for (stage, s) in stages.iter().enumerate() {
             let Stage::Reduce { op, value } = s else { continue };
-            let state: &[f32] = match op {
-                Reduction::Sum => &[0.0],
-                Reduction::Max => &[f32::NEG_INFINITY],
-                // A maximum below every number, and no mass.
-                Reduction::LogSumExp => &[-1e30, 0.0],
-            };
-            let state = state.iter().map(|x| e.f32(*x, F32)).collect();
+            let state = identity(e, *op, F32);
             running.push(Running {
                 stage,
                 op: *op,
@@ -484,40 +479,4 @@ struct Factor {
 fn round(e: &mut Emit, x: Val) -> Val {
     let bits = super::math::bf16_bits(e, x);
     widen(e, bits, DType::BF16)
-}
-
-/// One more value.
-fn add(e: &mut Emit, op: Reduction, state: &[Val], x: Val) -> Vec<Val> {
-    let one = e.f32(1.0, F32);
-    match op {
-        Reduction::LogSumExp => merge(e, op, state, &[x, one]),
-        _ => merge(e, op, state, &[x]),
-    }
-}
-
-fn merge(e: &mut Emit, op: Reduction, a: &[Val], b: &[Val]) -> Vec<Val> {
-    match op {
-        Reduction::Sum => vec![e.add(a[0], b[0])],
-        Reduction::Max => vec![e.max(a[0], b[0])],
-        Reduction::LogSumExp => {
-            let max = e.max(a[0], b[0]);
-            let mut part = |x: &[Val]| {
-                let d = e.sub(x[0], max);
-                let f = super::math::exp(e, d);
-                e.mul(x[1], f)
-            };
-            let (x, y) = (part(a), part(b));
-            vec![max, e.add(x, y)]
-        }
-    }
-}
-
-fn finish(e: &mut Emit, op: Reduction, state: &[Val]) -> Val {
-    match op {
-        Reduction::LogSumExp => {
-            let log = super::math::log(e, state[1]);
-            e.add(state[0], log)
-        }
-        _ => state[0],
-    }
 }

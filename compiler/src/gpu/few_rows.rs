@@ -33,7 +33,8 @@ pub fn takes(kernel: &Kernel, c: &Contraction) -> bool {
     let weight = kernel.args[arg].dtype;
     let strides = &c.a.strides[..c.a.strides.len() - 1];
     let even = strides.iter().chain([&c.a.offset]).all(|s| s.coef % 8 == 0);
-    let types = matches!(weight, DType::BF16 | DType::F32) && matches!(kernel.args[c.a.arg].dtype, DType::BF16 | DType::F32);
+    let types =
+        matches!(weight, DType::BF16 | DType::F32) && matches!(kernel.args[c.a.arg].dtype, DType::BF16 | DType::F32);
     let plain = c.batch == 0 && c.a.indirect.is_none() && !c.packed_a && !kernel.reduces();
     rows.as_const().is_none() && types && even && plain && k % 8 == 0
 }
@@ -57,7 +58,9 @@ pub fn variant(kernel: &Kernel, c: &Contraction, rows: i64, name: &str, target: 
         threads: THREADS as u32,
         ..Signature::default()
     };
-    let text = ptx::function(name, signature, |e, params| block(e, kernel, c, rows, columns, target, params));
+    let text = ptx::function(name, signature, |e, params| {
+        block(e, kernel, c, rows, columns, target, params)
+    });
     let step = Step {
         function: name.to_string(),
         tiles: tiles(&[(kernel.cols.clone(), WARPS * columns)]),
@@ -325,7 +328,9 @@ impl Few<'_, '_> {
         let mut cols = Columns::new(column, None, Some(acc));
         cols.also = products.get(1).map(|x| e.vector(&[*x]));
         for stage in &kernel.stages {
-            let Stage::Store { to, value, when } = stage else { continue };
+            let Stage::Store { to, value, when } = stage else {
+                continue;
+            };
             let value = self.body.vector(e, &mut point, &mut cols, *value);
             let mut here = here;
             if let Some(when) = when {

@@ -12,6 +12,7 @@ use ir::plan::{Access, Expr, Kernel, Reduction, Stage};
 use runtime::artefact::{GpuKernel, Step, Variant};
 
 use super::ptx::{self, F32, I32, Signature};
+use super::reduction::{add, finish, identity, merge};
 use super::{Emitted, Target, tiles};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 use crate::scalar::{Body, Columns, Math, Point};
@@ -68,11 +69,8 @@ impl Shape {
 
     /// Bytes of shared memory: what the groups of a team have reduced.
     pub fn shared(&self, kernel: &Kernel) -> u32 {
-        let partials = match (kernel.reduces(), self.along_points) {
-            (true, true) => THREADS,
-            (true, false) => THREADS / 32,
-            _ => 0,
-        };
+        // Two numbers of each thread at most.
+        let partials = if kernel.reduces() { 2 * THREADS } else { 0 };
         (partials * 4) as u32
     }
 
@@ -315,53 +313,45 @@ impl<'b, 'k> Map<'b, 'k> {
     }
 
     fn reduce(&self, e: &mut Emit, point: &mut Point, op: Reduction, value: usize) -> Val {
-        let name = &self.body.kernel.name;
-        let (identity, combine): (f32, fn(&mut Emit, Val, Val) -> Val) = match op {
-            Reduction::Sum => (0.0, Emit::add),
-            Reduction::Max => (f32::NEG_INFINITY, Emit::max),
-            Reduction::LogSumExp => panic!("kernel {name}: only a contraction's columns are reduced so"),
-        };
         if self.body.single_column() {
             return self.body.scalar(e, point, value);
         }
         let lanes = self.shape.lanes as usize;
-        let init = e.f32(identity, Ty::vector(Elem::F32, lanes));
-        let acc = self.columns(e, &[init], |e, first, acc| {
+        let init = identity(e, op, Ty::vector(Elem::F32, lanes));
+        let acc = self.columns(e, &init, |e, first, acc| {
             let mut cols = Columns::new(first, None, None);
             let v = self.body.vector(e, point, &mut cols, value);
-            vec![combine(e, acc[0], v)]
+            add(e, op, acc, v)
         });
-        let mut sum = e.extract(acc[0], 0);
+        let lane = |e: &mut Emit, i: usize| acc.iter().map(|v| e.extract(*v, i)).collect::<Vec<Val>>();
+        let mut state = lane(e, 0);
         for i in 1..lanes {
-            let x = e.extract(acc[0], i);
-            sum = combine(e, sum, x);
+            let other = lane(e, i);
+            state = merge(e, op, &state, &other);
         }
+        let team = self.shape.team;
         if self.shape.along_points {
-            return if self.shape.team == 1 {
-                sum
-            } else {
-                self.across(e, sum, combine, self.shape.team)
-            };
+            state = if team == 1 { state } else { self.across(e, op, &state, team) };
+            return finish(e, op, &state);
         }
-        let mut bits = self.shape.team.min(32) / 2;
+        let mut bits = team.min(32) / 2;
         while bits > 0 {
-            let other = ptx::shuffle_xor(e, sum, bits);
-            sum = combine(e, sum, other);
+            let other: Vec<Val> = state.iter().map(|x| ptx::shuffle_xor(e, *x, bits)).collect();
+            state = merge(e, op, &state, &other);
             bits /= 2;
         }
-        if self.shape.team > 32 {
-            self.across(e, sum, combine, self.shape.team / 32)
-        } else {
-            sum
+        if team > 32 {
+            state = self.across(e, op, &state, team / 32);
         }
+        finish(e, op, &state)
     }
 
     /// Combines what `parts` groups of a team have, through shared memory, in the groups' order.
-    fn across(&self, e: &mut Emit, x: Val, combine: fn(&mut Emit, Val, Val) -> Val, parts: i64) -> Val {
+    fn across(&self, e: &mut Emit, op: Reduction, mine: &[Val], parts: i64) -> Vec<Val> {
         let shared = ptx::shared(e);
         let warp = e.int(32, I32);
         // Along points a part is a thread of (member, point); else a warp, whose threads all hold the same.
-        let (mine, base, stride) = if self.shape.along_points {
+        let (at, base, stride) = if self.shape.along_points {
             let points = e.int(self.shape.points(), I32);
             (self.thread, e.rem(self.thread, points), self.shape.points())
         } else {
@@ -371,20 +361,30 @@ impl<'b, 'k> Map<'b, 'k> {
             let parts = e.int(parts, I32);
             (at, e.mul(base, parts), 1)
         };
-        let place = e.at(shared, mine, Elem::F32);
-        e.store(x, place);
-        ptx::barrier(e);
-        let mut all = None;
-        for i in 0..parts {
-            let i = e.int(i * stride, I32);
-            let at = e.add(base, i);
+        let mut all: Option<Vec<Val>> = None;
+        for (n, x) in mine.iter().enumerate() {
+            let first = e.int(n as i64 * THREADS, I32);
+            let at = e.add(at, first);
             let place = e.at(shared, at, Elem::F32);
-            let v = e.load(place, F32);
-            all = Some(all.map_or(v, |all| combine(e, all, v)));
+            e.store(*x, place);
+        }
+        ptx::barrier(e);
+        for i in 0..parts {
+            let mut part = vec![];
+            for n in 0..mine.len() as i64 {
+                let i = e.int(i * stride + n * THREADS, I32);
+                let at = e.add(base, i);
+                let place = e.at(shared, at, Elem::F32);
+                part.push(e.load(place, F32));
+            }
+            all = Some(match all {
+                None => part,
+                Some(all) => merge(e, op, &all, &part),
+            });
         }
         // Before the next reduction overwrites it.
         ptx::barrier(e);
-        all.unwrap_or(x)
+        all.unwrap_or_default()
     }
 
     /// Stores of scalars by one thread of a team, those of vectors in one loop over the columns.

@@ -11,8 +11,11 @@ mod join;
 mod kernels;
 mod map;
 pub(crate) mod math;
+mod matmul;
 mod mma;
+mod pipeline;
 mod ptx;
+mod reduction;
 mod sweep_gradient;
 mod sweep_mma;
 mod target;
@@ -24,7 +27,7 @@ use ir::plan::{Kernel, Plan};
 use runtime::artefact::{self, GpuKernel, Join, Variant};
 
 use crate::cpu::{CodeError, Compiled};
-use crate::pipeline;
+use crate::pipeline as levels;
 
 /// A kernel's functions, and how they are run.
 pub struct Emitted {
@@ -112,6 +115,29 @@ pub fn emit(kernel: &Kernel, target: &Target) -> Result<Emitted, CodeError> {
             let (variant, text) = mma::variant(kernel, c, &even, &name, target);
             emitted.before_all(variant, name, text, even.is_empty());
         }
+        let reduced = kernel.reduces() && target.hopper;
+        if reduced && let Some((variant, functions)) = matmul::reduced(kernel, &kernel.name, target) {
+            emitted.kernel.variants = vec![variant];
+            emitted.functions = functions;
+        }
+        if target.hopper && matmul::takes(kernel, c) {
+            emitted.kernel.variants.clear();
+            emitted.functions.clear();
+            // Where the wide tiles would leave multiprocessors idle, narrow ones are more.
+            let rows = Size::product(&kernel.outer);
+            let wide = kernel.cols.as_const().unwrap_or(0) / matmul::WIDE.columns;
+            let few = 132 * 128 / wide.max(1);
+            for (shape, at_most, ending) in [
+                (matmul::NARROW, Some((levels::size(&rows), few)), "n128"),
+                (matmul::WIDE, None, "n256"),
+            ] {
+                let name = format!("{}_{ending}", kernel.name);
+                let (mut variant, functions) = matmul::variant(kernel, c, shape, &name);
+                variant.at_most = at_most;
+                emitted.kernel.variants.push(variant);
+                emitted.functions.extend(functions);
+            }
+        }
         if few_rows::takes(kernel, c) {
             for rows in few_rows::ROWS.into_iter().rev() {
                 let name = format!("{}_{rows}", kernel.name);
@@ -145,5 +171,5 @@ fn with_ptx_name(kernel: &Kernel) -> Kernel {
 }
 
 fn tiles(grid: &[(Size, i64)]) -> Vec<(artefact::Size, i64)> {
-    grid.iter().map(|(s, block)| (pipeline::size(s), *block)).collect()
+    grid.iter().map(|(s, block)| (levels::size(s), *block)).collect()
 }

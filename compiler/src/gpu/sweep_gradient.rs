@@ -26,7 +26,12 @@ pub fn emit(kernel: &Kernel, g: &SweepGradient, target: &Target) -> Emitted {
     let mut functions = vec![];
     for (name, size, is_asked, by_row) in [
         (format!("{}_q", kernel.name), rows, g.dq.is_some(), true),
-        (format!("{}_kv", kernel.name), keys, g.dk.is_some() || g.dv.is_some(), false),
+        (
+            format!("{}_kv", kernel.name),
+            keys,
+            g.dk.is_some() || g.dv.is_some(),
+            false,
+        ),
     ] {
         if !is_asked {
             continue;
@@ -263,7 +268,10 @@ impl Warp<'_, '_> {
                     let (d, z, lse) = self.cotangents(e, r, &at);
                     let (p, dx) = self.pair(e, [&q, &k, &d, &v], z, lse);
                     let factors = q.iter().map(|q| (dx, *q)).chain(d.iter().map(|d| (p, *d)));
-                    sums.iter().zip(factors).map(|(sum, (by, x))| e.fma(by, x, *sum)).collect()
+                    sums.iter()
+                        .zip(factors)
+                        .map(|(sum, (by, x))| e.fma(by, x, *sum))
+                        .collect()
                 })
             });
         }

@@ -200,7 +200,11 @@ mod tests {
     fn the_first_variant_that_fits() {
         let of = |limit: Option<i64>| Variant {
             at_most: limit.map(|n| (size(1, &["B", "T"]), n)),
-            multiples: if limit == Some(64) { vec![(size(1, &["T"]), 3)] } else { vec![] },
+            multiples: if limit == Some(64) {
+                vec![(size(1, &["T"]), 3)]
+            } else {
+                vec![]
+            },
             workspaces: vec![size(4, &["T"]), size(100, &[])],
             counters: limit.unwrap_or(0) as u32,
             steps: vec![],

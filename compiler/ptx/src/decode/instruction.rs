@@ -63,8 +63,9 @@ impl<'t> Decoder<'t> {
             "fence" if name.has("proxy") && name.parts.iter().any(|p| p.starts_with("async")) => {
                 self.push(Op::FenceProxy);
             }
-            "fence" | "membar" | "setmaxnreg" | "griddepcontrol" | "prefetch" | "prefetchu" | "discard"
-            | "applypriority" | "createpolicy" | "pmevent" | "tensormap" => self.nothing(&name, o)?,
+            "fence" | "membar" => self.push(Op::Fence),
+            "setmaxnreg" | "griddepcontrol" | "prefetch" | "prefetchu" | "discard" | "applypriority"
+            | "createpolicy" | "pmevent" | "tensormap" => self.nothing(&name, o)?,
             "mov" if matches!(o.get(1), Some(Operand::Name(n)) if moving(n).is_some()) => {
                 let Some(Operand::Name(n)) = o.get(1) else {
                     unreachable!("matched above")

@@ -85,14 +85,14 @@ impl<'t> Decoder<'t> {
         if regs.len() != wanted {
             return Err(self.error(format!("{} registers where {wanted} belong", regs.len())));
         }
-        let orders = name.first(&["volatile", "relaxed", "acquire", "mmio"]);
+        let orders = name.first(&["volatile", "relaxed", "acquire", "release", "mmio"]);
         Ok(Access {
             space,
             at,
             regs,
             bytes: (ty.bits() / 8) as u8,
             signed: ty.signed(),
-            polls: load && orders.is_some(),
+            strong: orders.is_some(),
         })
     }
 

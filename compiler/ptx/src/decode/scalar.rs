@@ -155,6 +155,16 @@ impl<'t> Decoder<'t> {
     }
 
     fn mov(&mut self, ty: Type, o: &[Operand]) -> Result<()> {
+        let parts = o.iter().filter_map(|o| {
+            if let Operand::Vector(all) = o {
+                Some(all.len())
+            } else {
+                None
+            }
+        });
+        if ty == Type::B128 || parts.into_iter().any(|n| !matches!(n, 2 | 4 | 8)) {
+            return Err(self.error("a move of this kind"));
+        }
         match (o.first(), o.get(1)) {
             (Some(Operand::Vector(parts)), Some(from)) => {
                 let a = self.source(Some(from), ty)?;

@@ -188,7 +188,7 @@ impl<'t> Decoder<'t> {
             .iter()
             .find_map(|p| p.strip_prefix("m64n")?.strip_suffix(depth));
         let n: u32 = shape.and_then(|n| n.parse().ok()).unwrap_or(0);
-        if ty != same || n == 0 || n % 8 != 0 || n > 256 {
+        if ty != same || n == 0 || !n.is_multiple_of(8) || n > 256 {
             return Err(self.error("a shape of wgmma that does not exist"));
         }
         let d = self.targets(o.first())?;

@@ -79,12 +79,12 @@ impl Machinery<'_> {
             },
             At::Local(a) => {
                 let size = self.code.local_bytes as usize;
-                if a < 16 || a + bytes as usize > size {
+                if a < 16 || a.saturating_add(bytes as usize) > size {
                     return Err(outside(at, bytes, "the thread's own memory"));
                 }
                 Ok(&warp.local[lane * size + a..][..bytes as usize])
             }
-            At::Param(a) => match self.parameters.get(a..a + bytes as usize) {
+            At::Param(a) => match self.parameters.get(a..a.saturating_add(bytes as usize)) {
                 Some(found) => Ok(found),
                 None => Err(outside(at, bytes, "the kernel's parameters")),
             },
@@ -97,7 +97,7 @@ impl Machinery<'_> {
             At::Shared(a) => self.shared(a)?.write(a & 0xff_ffff, bytes as u32),
             At::Local(a) => {
                 let size = self.code.local_bytes as usize;
-                if a < 16 || a + bytes as usize > size {
+                if a < 16 || a.saturating_add(bytes as usize) > size {
                     return Err(outside(at, bytes, "the thread's own memory"));
                 }
                 Ok(&mut warp.local[lane * size + a..][..bytes as usize])
@@ -106,14 +106,24 @@ impl Machinery<'_> {
         }
     }
 
-    pub fn load(&self, warp: &mut Warp, access: &Access, mask: u32) -> Step<()> {
-        lanes(mask).try_for_each(|lane| at_lane(self.load_lane(warp, access, lane), lane))
+    pub fn load(&mut self, warp: &mut Warp, access: &Access, mask: u32, pc: u32) -> Step<()> {
+        if access.strong {
+            let w = self.number(warp);
+            self.order(|r| r.strong(w));
+        }
+        lanes(mask).try_for_each(|lane| at_lane(self.load_lane(warp, access, lane, pc), lane))
     }
 
-    fn load_lane(&self, warp: &mut Warp, access: &Access, lane: usize) -> Step<()> {
+    fn load_lane(&mut self, warp: &mut Warp, access: &Access, lane: usize, pc: u32) -> Step<()> {
         let each = access.bytes as usize;
         let total = (each * access.regs.len()) as u64;
         let at = locate(access.space, warp.address(access.at, lane), total)?;
+        if let At::Shared(a) = at
+            && self.races.is_some()
+            && !access.strong
+        {
+            self.touch(Agent::Warp(self.number(warp)), a, total as u32, false, pc)?;
+        }
         let mut buffer = [0; 64];
         buffer[..total as usize].copy_from_slice(self.bytes(warp, lane, at, total)?);
         for (chunk, &r) in buffer[..total as usize].chunks_exact(each).zip(&access.regs) {
@@ -129,12 +139,16 @@ impl Machinery<'_> {
         Ok(())
     }
 
-    pub fn store(&mut self, warp: &mut Warp, access: &Access, mask: u32) -> Step<()> {
+    pub fn store(&mut self, warp: &mut Warp, access: &Access, mask: u32, pc: u32) -> Step<()> {
         self.changes += (access.space != Space::Local) as u64;
-        lanes(mask).try_for_each(|lane| at_lane(self.store_lane(warp, access, lane), lane))
+        if access.strong {
+            let w = self.number(warp);
+            self.order(|r| r.strong(w));
+        }
+        lanes(mask).try_for_each(|lane| at_lane(self.store_lane(warp, access, lane, pc), lane))
     }
 
-    fn store_lane(&mut self, warp: &mut Warp, access: &Access, lane: usize) -> Step<()> {
+    fn store_lane(&mut self, warp: &mut Warp, access: &Access, lane: usize, pc: u32) -> Step<()> {
         let each = access.bytes as usize;
         let total = each * access.regs.len();
         let at = locate(access.space, warp.address(access.at, lane), total as u64)?;
@@ -144,6 +158,12 @@ impl Machinery<'_> {
         }
         self.bytes_mut(warp, lane, at, total as u64)?
             .copy_from_slice(&buffer[..total]);
+        if let At::Shared(a) = at
+            && self.races.is_some()
+            && !access.strong
+        {
+            self.touch(Agent::Warp(self.number(warp)), a, total as u32, true, pc)?;
+        }
         Ok(())
     }
 

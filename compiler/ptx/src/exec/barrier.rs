@@ -110,8 +110,12 @@ impl Machinery<'_> {
             turn: b.turn,
             result: op.reduce.map(|(op, d, ..)| (op, d)),
         };
-        if b.turn_if_full(live) {
+        let turned = b.turn_if_full(live);
+        let (w, link) = (self.number(warp), Link::Barrier(warp.rank, id as usize));
+        self.order(|r| r.arrive(w, link));
+        if turned {
             self.changes += 1;
+            self.order(|r| r.turn(link));
         }
         Ok(if op.arrive { None } else { Some(wait) })
     }
@@ -121,9 +125,11 @@ impl Machinery<'_> {
         let block = &mut self.blocks[warp.rank];
         block.live -= 1;
         let live = block.live;
-        for b in &mut block.barriers {
+        for id in 0..16 {
+            let b = &mut self.blocks[warp.rank].barriers[id];
             if b.expected == Some(None) && b.turn_if_full(live) {
                 self.changes += 1;
+                self.order(|r| r.turn(Link::Barrier(warp.rank, id)));
             }
         }
     }
@@ -136,6 +142,7 @@ impl Machinery<'_> {
     pub fn cluster_turn(&mut self) {
         if self.cluster.0 > 0 && self.cluster.0 >= self.cluster_alive {
             self.cluster = (0, self.cluster.1 + 1);
+            self.order(|r| r.turn(Link::Cluster));
             self.changes += 1;
         }
     }
@@ -172,6 +179,14 @@ impl Machinery<'_> {
                 Wait::Cluster { turn } => self.cluster.1 != turn,
             };
             if over {
+                // An mbarrier's try_wait is executed again, and takes its clock then.
+                let link = match warp.waiting[i].why {
+                    Wait::Barrier { id, .. } => Some(Link::Barrier(warp.rank, id)),
+                    Wait::Cluster { .. } => Some(Link::Cluster),
+                    _ => None,
+                };
+                let w = self.number(warp);
+                link.into_iter().for_each(|link| self.order(|r| r.wait(w, link)));
                 warp.waiting.swap_remove(i);
             } else {
                 i += 1;

@@ -1,9 +1,9 @@
-//! Copies that finish later: tensor maps and lines by the bulk engine, and `cp.async`.
+//! Copies by the bulk engine: boxes of tensor maps, and lines.
 
 use super::access::{At, combine};
 use super::*;
 use crate::memory::{GLOBAL_WINDOW, PARAM_WINDOW};
-use crate::op::{AtomicOp, Bulk, CopyAsync};
+use crate::op::{AtomicOp, Bulk};
 use crate::tensor::{Element, TensorMap};
 use crate::types::Type;
 
@@ -48,19 +48,12 @@ pub struct Transfer {
     /// Of loads: the mbarrier, and the blocks of the cluster that receive.
     mbarrier: u32,
     receivers: Vec<u32>,
+    /// What its issuer knew, where races are looked for.
+    clock: super::races::Clock,
     pub origin: Origin,
 }
 
-/// One `cp.async`.
-#[derive(Clone, Copy, Debug)]
-pub struct Copy {
-    to: u32,
-    from: u64,
-    bytes: u32,
-    source: u32,
-}
-
-fn wrong<T>(what: impl Into<String>) -> Step<T> {
+pub fn wrong<T>(what: impl Into<String>) -> Step<T> {
     Err(FaultKind::Copy(what.into()).into())
 }
 
@@ -144,7 +137,7 @@ impl Machinery<'_> {
                 if map.dims.len() != at.len() {
                     return wrong(format!("{} coordinates for a map of rank {}", at.len(), map.dims.len()));
                 }
-                if to % 128 != 0 {
+                if !to.is_multiple_of(128) {
                     return wrong(format!("shared address {to:#x} is no multiple of 128"));
                 }
                 let receivers = receivers(warp, multicast, to);
@@ -166,7 +159,7 @@ impl Machinery<'_> {
             } => {
                 let (to, from) = (warp.address(*to, lane) as u32, warp.address(*from, lane));
                 let bytes = warp.get(*bytes, lane) as u32;
-                if to % 16 != 0 || from % 16 != 0 || bytes % 16 != 0 {
+                if to % 16 != 0 || from % 16 != 0 || !bytes.is_multiple_of(16) {
                     return wrong(format!(
                         "{bytes} bytes from {from:#x} to {to:#x}: not all are multiples of 16"
                     ));
@@ -191,7 +184,7 @@ impl Machinery<'_> {
                 if map.dims.len() != at.len() {
                     return wrong(format!("{} coordinates for a map of rank {}", at.len(), map.dims.len()));
                 }
-                if from % 128 != 0 {
+                if !from.is_multiple_of(128) {
                     return wrong(format!("shared address {from:#x} is no multiple of 128"));
                 }
                 let what = What::TensorStore {
@@ -210,7 +203,7 @@ impl Machinery<'_> {
             } => {
                 let (to, from) = (warp.address(*to, lane), warp.address(*from, lane) as u32);
                 let bytes = warp.get(*bytes, lane) as u32;
-                if to % 16 != 0 || from % 16 != 0 || bytes % 16 != 0 {
+                if to % 16 != 0 || from % 16 != 0 || !bytes.is_multiple_of(16) {
                     return wrong(format!(
                         "{bytes} bytes from {from:#x} to {to:#x}: not all are multiples of 16"
                     ));
@@ -229,16 +222,20 @@ impl Machinery<'_> {
             }
             Bulk::Wait { pending } => {
                 let done = warp.store_groups[lane].saturating_sub(*pending as u64);
+                let w = self.number(warp);
+                self.order(|r| r.wait_stores(w));
                 self.finish_stores(warp, lane, done)
             }
         }
     }
 
     fn start_load(&mut self, what: What, mbarrier: u32, receivers: Vec<u32>, origin: Origin) -> Step<()> {
+        let number = origin.rank * self.warps_per_block + origin.thread as usize / 32;
         let transfer = Transfer {
             what,
             mbarrier,
             receivers,
+            clock: self.races.as_mut().map(|r| r.snapshot(number)).unwrap_or_default(),
             origin,
         };
         match self.timing {
@@ -255,8 +252,10 @@ impl Machinery<'_> {
             what,
             mbarrier: 0,
             receivers: vec![],
+            clock: Default::default(),
             origin,
         };
+        self.touch_store(&transfer)?;
         if self.timing == Timing::Eager {
             self.store_now(&transfer.what)?;
         }
@@ -290,8 +289,10 @@ impl Machinery<'_> {
     fn load_now(&mut self, transfer: &Transfer) -> Step<()> {
         for &rank in &transfer.receivers {
             let there = |address: u32| rank << 24 | address & 0xff_ffff;
+            let mbarrier = there(transfer.mbarrier);
             let bytes = match &transfer.what {
                 What::TensorLoad { map, at, to } => {
+                    self.touch_load(transfer, there(*to), map.box_bytes())?;
                     self.load_box(map, at, there(*to))?;
                     map.box_bytes()
                 }
@@ -302,14 +303,35 @@ impl Machinery<'_> {
                         At::Local(_) | At::Param(_) => return wrong("from the thread's own memory"),
                     };
                     let to = there(*to);
+                    self.touch_load(transfer, to, *bytes)?;
                     self.shared(to)?.write(to & 0xff_ffff, *bytes)?.copy_from_slice(&data);
                     *bytes
                 }
                 What::TensorStore { .. } | What::Store { .. } => 0,
             };
-            self.complete_bytes(there(transfer.mbarrier), bytes)?;
+            self.order(|r| r.complete(&transfer.clock, mbarrier));
+            self.complete_bytes(mbarrier, bytes)?;
         }
         Ok(())
+    }
+
+    /// Swizzles stay within a box, whose bytes are all written.
+    fn touch_load(&mut self, transfer: &Transfer, to: u32, bytes: u32) -> Step<()> {
+        if self.races.is_none() {
+            return Ok(());
+        }
+        let agent = Agent::Load(&transfer.clock, transfer.origin.rank, transfer.mbarrier);
+        self.touch(agent, to, bytes, true, transfer.origin.pc)
+    }
+
+    fn touch_store(&mut self, transfer: &Transfer) -> Step<()> {
+        let (from, bytes) = match &transfer.what {
+            What::TensorStore { map, from, .. } => (*from, map.box_bytes()),
+            What::Store { from, bytes, .. } => (*from, *bytes),
+            What::TensorLoad { .. } | What::Load { .. } => return Ok(()),
+        };
+        let number = transfer.origin.rank * self.warps_per_block + transfer.origin.thread as usize / 32;
+        self.touch(Agent::Store(number), from, bytes, false, transfer.origin.pc)
     }
 
     /// Elements outside the tensor are zero.
@@ -399,82 +421,6 @@ impl Machinery<'_> {
                     .copy_from_slice(&new.to_le_bytes()[..data.len()]);
             }
         }
-        Ok(())
-    }
-
-    pub fn copy_async(&mut self, warp: &mut Warp, op: &CopyAsync, mask: u32) -> Step<()> {
-        for lane in lanes(mask) {
-            let result = match op {
-                CopyAsync::Copy {
-                    to,
-                    from,
-                    bytes,
-                    source,
-                    ignore,
-                } => {
-                    let bytes = *bytes as u32;
-                    let mut taken = source.map_or(bytes, |r| warp.get(r, lane) as u32);
-                    if ignore.is_some_and(|r| warp.get(r, lane) != 0) {
-                        taken = 0;
-                    }
-                    let copy = Copy {
-                        to: warp.address(*to, lane) as u32,
-                        from: warp.address(*from, lane),
-                        bytes,
-                        source: taken,
-                    };
-                    if taken > bytes {
-                        wrong(format!("{taken} bytes to read for a copy of {bytes}"))
-                    } else if copy.to % bytes != 0 || copy.from % bytes as u64 != 0 {
-                        wrong(format!(
-                            "{bytes} bytes from {:#x} to {:#x}: not aligned",
-                            copy.from, copy.to
-                        ))
-                    } else if self.timing == Timing::Eager {
-                        self.copy_now(copy)
-                    } else {
-                        warp.copies.push_back((lane as u8, warp.copy_groups[lane], copy));
-                        Ok(())
-                    }
-                }
-                CopyAsync::Commit => {
-                    warp.copy_groups[lane] += 1;
-                    Ok(())
-                }
-                CopyAsync::Wait { pending } => {
-                    let done = pending.map(|n| warp.copy_groups[lane].saturating_sub(n as u64));
-                    self.finish_copies(warp, lane, done)
-                }
-            };
-            at_lane(result, lane)?;
-        }
-        Ok(())
-    }
-
-    /// Copies of the lane's groups before `done`; all of them without it.
-    pub fn finish_copies(&mut self, warp: &mut Warp, lane: usize, done: Option<u64>) -> Step<()> {
-        let mut i = 0;
-        while i < warp.copies.len() {
-            let (owner, group, copy) = warp.copies[i];
-            if owner as usize != lane || done.is_some_and(|d| group >= d) {
-                i += 1;
-            } else {
-                warp.copies.remove(i);
-                self.copy_now(copy)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn copy_now(&mut self, copy: Copy) -> Step<()> {
-        let mut data = [0; 16];
-        // Nothing is read of a copy that is all zeros: its source may be anywhere.
-        if copy.source > 0 {
-            let from = self.memory.read(copy.from, copy.source as u64)?;
-            data[..copy.source as usize].copy_from_slice(from);
-        }
-        let to = self.shared(copy.to)?.write(copy.to & 0xff_ffff, copy.bytes)?;
-        to.copy_from_slice(&data[..copy.bytes as usize]);
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use crate::types::Type;
 
 impl Machinery<'_> {
     /// Executes an instruction for all of its lanes at once.
-    pub fn together(&mut self, warp: &mut Warp, op: &WarpOp, mask: u32) -> Step<()> {
+    pub fn together(&mut self, warp: &mut Warp, op: &WarpOp, mask: u32, pc: u32) -> Step<()> {
         match op {
             WarpOp::Sync => {}
             WarpOp::Shuffle { mode, d, p, a, b, c } => {
@@ -75,16 +75,16 @@ impl Machinery<'_> {
                 at,
                 transposed,
                 space,
-            } => self.ldmatrix(warp, d, *at, *transposed, *space)?,
+            } => self.ldmatrix(warp, d, (*at, *space), *transposed, pc)?,
             WarpOp::Stmatrix {
                 a,
                 at,
                 transposed,
                 space,
-            } => self.stmatrix(warp, a, *at, *transposed, *space)?,
+            } => self.stmatrix(warp, a, (*at, *space), *transposed, pc)?,
             WarpOp::Movmatrix { d, a } => matrix::movmatrix(warp, *d, *a),
             WarpOp::Mma { kind, d, a, b, c } => matrix::mma(warp, *kind, d, a, b, c),
-            WarpOp::Wgmma(op) => self.wgmma(warp, op)?,
+            WarpOp::Wgmma(op) => self.wgmma(warp, op, pc)?,
         }
         Ok(())
     }

@@ -29,12 +29,21 @@ impl Machinery<'_> {
         Ok(address)
     }
 
-    pub fn ldmatrix(&mut self, warp: &mut Warp, d: &[Reg], at: Address, transposed: bool, space: Space) -> Step<()> {
+    pub fn ldmatrix(
+        &mut self,
+        warp: &mut Warp,
+        d: &[Reg],
+        (at, space): (Address, Space),
+        transposed: bool,
+        pc: u32,
+    ) -> Step<()> {
         for (m, &d) in d.iter().enumerate() {
             let mut tile = [[0u16; 8]; 8];
             for (r, row) in tile.iter_mut().enumerate() {
                 let lane = 8 * m + r;
                 let address = at_lane(self.row(warp, at, space, lane), lane)?;
+                let agent = Agent::Warp(self.number(warp));
+                at_lane(self.touch(agent, address, 16, false, pc), lane)?;
                 let result = self.shared(address).and_then(|s| s.read(address & 0xff_ffff, 16));
                 let bytes = at_lane(result, lane)?;
                 for (x, pair) in row.iter_mut().zip(bytes.chunks_exact(2)) {
@@ -54,7 +63,14 @@ impl Machinery<'_> {
         Ok(())
     }
 
-    pub fn stmatrix(&mut self, warp: &mut Warp, a: &[Reg], at: Address, transposed: bool, space: Space) -> Step<()> {
+    pub fn stmatrix(
+        &mut self,
+        warp: &mut Warp,
+        a: &[Reg],
+        (at, space): (Address, Space),
+        transposed: bool,
+        pc: u32,
+    ) -> Step<()> {
         self.changes += 1;
         for (m, &a) in a.iter().enumerate() {
             let mut tile = [[0u16; 8]; 8];
@@ -71,6 +87,8 @@ impl Machinery<'_> {
             for (r, row) in tile.iter().enumerate() {
                 let lane = 8 * m + r;
                 let address = at_lane(self.row(warp, at, space, lane), lane)?;
+                let agent = Agent::Warp(self.number(warp));
+                at_lane(self.touch(agent, address, 16, true, pc), lane)?;
                 let result = self.shared(address).and_then(|s| s.write(address & 0xff_ffff, 16));
                 let bytes = at_lane(result, lane)?;
                 for (pair, x) in bytes.chunks_exact_mut(2).zip(row) {
@@ -139,9 +157,10 @@ pub fn mma(warp: &mut Warp, kind: MmaKind, d: &[Reg], a: &[Reg], b: &[Reg], c: &
     let c: Vec<[u64; 32]> = c.iter().map(|r| warp.registers[*r as usize]).collect();
     for lane in 0..32 {
         let (g, t) = (lane / 4, 2 * (lane % 4));
+        let c = [0, 1, 2, 3].map(|i| c[i][lane]);
         for i in 0..4 {
             let (row, column) = (g + 8 * (i / 2), t + i % 2);
-            let start = f32::from_bits(c[i][lane] as u32);
+            let start = f32::from_bits(c[i] as u32);
             let sum = (0..depth).fold(start, |s, k| s + left[row][k] * right[k][column]);
             warp.set(d[i], lane, sum.to_bits() as u64);
         }

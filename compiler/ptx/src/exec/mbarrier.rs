@@ -91,6 +91,16 @@ impl Machinery<'_> {
         Ok(address)
     }
 
+    fn arrive_in_order(&mut self, warp: &Warp, address: u32, turned: bool) {
+        let (w, link) = (self.number(warp), Link::Mbarrier(address));
+        self.order(|r| {
+            r.arrive(w, link);
+            if turned {
+                r.turn(link);
+            }
+        });
+    }
+
     fn mbarrier_fault<T>(&self, address: u32, result: Result<T, String>) -> Step<T> {
         result.map_err(|what| {
             FaultKind::Mbarrier {
@@ -102,10 +112,12 @@ impl Machinery<'_> {
     }
 
     pub fn complete_bytes(&mut self, mbarrier: u32, bytes: u32) -> Step<()> {
-        let result = self
-            .shared(mbarrier)?
-            .mbarrier(mbarrier & 0xff_ffff)?
-            .complete(bytes as i64);
+        let state = self.shared(mbarrier)?.mbarrier(mbarrier & 0xff_ffff)?;
+        let before = state.phase;
+        let result = state.complete(bytes as i64);
+        if state.phase != before {
+            self.order(|r| r.turn(Link::Mbarrier(mbarrier)));
+        }
         self.changes += 1;
         self.mbarrier_fault(mbarrier, result)
     }
@@ -145,6 +157,8 @@ impl Machinery<'_> {
                 let state = self.shared(address)?.mbarrier(offset)?;
                 let token = state.phase << 20 | state.pending as u64;
                 let result = state.expect(bytes as i64).and_then(|()| state.arrive(count, drop));
+                let turned = state.phase != token >> 20;
+                self.arrive_in_order(warp, address, turned);
                 self.mbarrier_fault(address, result)?;
                 if let Some(d) = d {
                     warp.set(d, lane, token);
@@ -176,6 +190,10 @@ impl Machinery<'_> {
                 if !over && blocks {
                     return Ok(true);
                 }
+                if over {
+                    let w = self.number(warp);
+                    self.order(|r| r.wait(w, Link::Mbarrier(address)));
+                }
                 warp.set(p, lane, over as u64);
             }
             Mbarrier::CopyArrive { noinc } => {
@@ -185,7 +203,10 @@ impl Machinery<'_> {
                 if !noinc {
                     state.pending += 1;
                 }
+                let before = state.phase;
                 let result = state.arrive(1, false);
+                let turned = state.phase != before;
+                self.arrive_in_order(warp, address, turned);
                 self.mbarrier_fault(address, result)?;
                 self.changes += 1;
             }

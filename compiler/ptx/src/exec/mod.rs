@@ -12,9 +12,13 @@ mod access;
 mod barrier;
 mod bulk;
 mod collective;
+mod copies;
 mod grid;
+mod launch;
 mod matrix;
 mod mbarrier;
+mod races;
+mod rendezvous;
 mod shared;
 mod step;
 mod warp;
@@ -22,7 +26,8 @@ mod wgmma;
 
 use std::collections::VecDeque;
 
-pub use grid::{Launch, Param, Stats, Tally, Timing, run};
+pub use grid::run;
+pub use launch::{Launch, Param, Stats, Tally, Timing};
 pub use shared::{LIMIT, RESERVED};
 
 use crate::decode::Code;
@@ -30,6 +35,7 @@ use crate::fault::{FaultKind, Place, Step, at_lane};
 use crate::memory::{Memory, SHARED_WINDOW};
 use barrier::Named;
 use bulk::Transfer;
+use races::{Agent, Link, Races};
 use shared::Shared;
 use warp::{Wait, Waiting, Warp, lanes};
 
@@ -56,6 +62,8 @@ struct Machinery<'a> {
     /// Threads that arrived at the cluster's barrier, and its turns.
     cluster: (u32, u64),
     cluster_alive: u32,
+    races: Option<Races>,
+    warps_per_block: usize,
     /// Grows with whatever another thread may wait for.
     changes: u64,
     clock: u64,

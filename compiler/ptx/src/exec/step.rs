@@ -4,7 +4,7 @@ use super::*;
 use crate::decode::Guard;
 use crate::lane::convert::convert;
 use crate::memory::SHARED_WINDOW;
-use crate::op::{CarryOp, Mbarrier, Moving, Op, Reg, Space};
+use crate::op::{CarryOp, Mbarrier, Moving, Op, Reg};
 
 /// Instructions per turn.
 const TURN: u32 = 512;
@@ -19,7 +19,7 @@ pub enum Turn {
 }
 
 /// What comes after an instruction.
-enum Next {
+pub enum Next {
     /// The following one, for the whole group.
     Following,
     /// Another one, for the whole group.
@@ -134,62 +134,10 @@ impl Machinery<'_> {
         }
     }
 
-    /// Lanes that all wait for one another at different instructions will do so for ever.
-    fn stuck(&self, warp: &Warp) -> Result<(), (Box<crate::fault::Problem>, u32)> {
-        let mut together = warp.waiting.iter().map(|w| match w.why {
-            Wait::Together { pc, wanted } => Some((w.mask, pc, wanted)),
-            _ => None,
-        });
-        let Some(Some((arrived, pc, wanted))) = together.next() else {
-            return Ok(());
-        };
-        if together.any(|w| w.is_none()) {
-            return Ok(());
-        }
-        let others: Vec<String> = warp.waiting[1..]
-            .iter()
-            .map(|w| match w.why {
-                Wait::Together { pc, .. } => format!("lanes {:#010x} are at `{}`", w.mask, self.text(pc)),
-                _ => String::new(),
-            })
-            .collect();
-        let why = if others.is_empty() {
-            "the others have exited".to_owned()
-        } else {
-            others.join(", ")
-        };
-        Err((FaultKind::Partial { arrived, wanted, why }.into(), pc))
-    }
-
     pub fn text(&self, pc: u32) -> String {
         let w = &self.code.written[self.code.origin[pc as usize] as usize];
         let short: String = w.text.chars().take(160).collect();
         format!("line {}: {short}", w.line)
-    }
-
-    /// Lanes arrive at an instruction of `wanted` lanes. Returns the lanes that are there when all are.
-    fn gather(&self, warp: &mut Warp, pc: u32, arriving: u32, wanted: u32) -> Step<Option<u32>> {
-        let here = |w: &Waiting| matches!(w.why, Wait::Together { pc: p, wanted: m } if p == pc && m == wanted);
-        let before = warp.waiting.iter().filter(|w| here(w)).fold(0, |m, w| m | w.mask);
-        let arrived = before | arriving;
-        if wanted & !warp.alive != 0 {
-            return Err(FaultKind::Partial {
-                arrived,
-                wanted,
-                why: format!("lanes {:#010x} have exited", wanted & !warp.alive),
-            }
-            .into());
-        }
-        warp.waiting.retain(|w| !here(w));
-        if arrived & wanted == wanted {
-            return Ok(Some(arrived));
-        }
-        warp.set_pc(arrived, pc);
-        warp.waiting.push(Waiting {
-            mask: arrived,
-            why: Wait::Together { pc, wanted },
-        });
-        Ok(None)
     }
 
     /// Sets the lanes that skipped a guarded instruction on their way, then says where the rest is.
@@ -264,25 +212,27 @@ impl Machinery<'_> {
                 each(active, |i| warp.registers[*d as usize][i] = value);
             }
             Op::Pack { d, parts, bits } => lanes(active).for_each(|lane| {
-                let keep = (1u64 << bits) - 1;
+                let keep = u64::MAX >> (64 - bits);
                 let value = parts.iter().rev().fold(0, |x, r| x << bits | warp.get(*r, lane) & keep);
                 warp.set(*d, lane, value);
             }),
             Op::Unpack { parts, a, bits } => lanes(active).for_each(|lane| {
-                let (keep, value) = ((1u64 << bits) - 1, warp.get(*a, lane));
+                let (keep, value) = (u64::MAX >> (64 - bits), warp.get(*a, lane));
                 for (i, r) in parts.iter().enumerate() {
                     warp.set(*r, lane, value >> (i as u32 * bits) & keep);
                 }
             }),
             Op::Load(access) => {
-                self.load(warp, access, active)?;
-                if access.polls {
+                self.load(warp, access, active, pc)?;
+                if access.strong {
                     return Ok(Next::Poll);
                 }
             }
-            Op::Store(access) => self.store(warp, access, active)?,
+            Op::Store(access) => self.store(warp, access, active, pc)?,
             Op::Atomic(a) => {
                 self.atomic(warp, a, active)?;
+                let w = self.number(warp);
+                self.order(|r| r.strong(w));
                 return Ok(Next::Poll);
             }
             Op::CopyLocal { from, to, bytes } => self.copy_local(warp, *from, *to, *bytes, active),
@@ -324,8 +274,16 @@ impl Machinery<'_> {
                 return self.collective(warp, op, *mask, pc, active);
             }
             Op::WgmmaFence => warp.wgmma.fence(),
-            Op::WgmmaCommit => warp.wgmma.commit(),
-            Op::WgmmaWait(n) => warp.wgmma.wait(*n),
+            Op::WgmmaCommit => {
+                warp.wgmma.commit();
+                let w = self.number(warp);
+                self.order(|r| r.commit_wgmma(w));
+            }
+            Op::WgmmaWait(n) => {
+                warp.wgmma.wait(*n);
+                let w = self.number(warp);
+                self.order(|r| r.wait_wgmma(w, *n as usize));
+            }
             Op::Barrier(b) => {
                 self.split(warp, pc, active, group);
                 let mut mask = active;
@@ -344,6 +302,8 @@ impl Machinery<'_> {
             }
             Op::ClusterArrive => {
                 lanes(active).for_each(|lane| warp.cluster_turn[lane] = self.cluster.1);
+                let w = self.number(warp);
+                self.order(|r| r.arrive(w, Link::Cluster));
                 self.cluster_arrive(active);
             }
             Op::ClusterWait => {
@@ -358,6 +318,9 @@ impl Machinery<'_> {
                         mask,
                         why: Wait::Cluster { turn },
                     });
+                } else {
+                    let w = self.number(warp);
+                    self.order(|r| r.wait(w, Link::Cluster));
                 }
                 return Ok(Next::Apart);
             }
@@ -373,8 +336,15 @@ impl Machinery<'_> {
                 }
             }
             Op::Bulk(op) => self.bulk(warp, op, active, pc)?,
-            Op::CopyAsync(op) => self.copy_async(warp, op, active)?,
-            Op::FenceProxy => {}
+            Op::CopyAsync(op) => self.copy_async(warp, op, active, pc)?,
+            Op::FenceProxy => {
+                let w = self.number(warp);
+                self.order(|r| r.fence_proxy(w));
+            }
+            Op::Fence => {
+                let w = self.number(warp);
+                self.order(|r| r.strong(w));
+            }
             Op::Mapa { d, a, rank, generic } => lanes(active).try_for_each(|lane| {
                 let address = warp.get(*a, lane);
                 let own = if *generic {
@@ -388,104 +358,6 @@ impl Machinery<'_> {
             })?,
         }
         Ok(Next::Following)
-    }
-
-    fn wait_mbarrier(
-        &mut self,
-        warp: &mut Warp,
-        op: &Mbarrier,
-        at: crate::op::Address,
-        space: Space,
-        mask: u32,
-    ) -> Step<()> {
-        let Mbarrier::Wait { phase, parity, .. } = *op else {
-            return Ok(());
-        };
-        for lane in lanes(mask) {
-            let address = warp.address(at, lane);
-            let address = if space == Space::Shared {
-                address as u32
-            } else {
-                self.to_shared(address)?
-            };
-            let phase = warp.get(phase, lane);
-            let phase = if parity { phase } else { phase >> 20 };
-            let why = Wait::Mbarrier { address, parity, phase };
-            let same = |w: &&mut Waiting| matches!(w.why, Wait::Mbarrier { address: a, parity: q, phase: f } if (a, q, f) == (address, parity, phase));
-            match warp.waiting.iter_mut().find(same) {
-                Some(w) => w.mask |= 1 << lane,
-                None => warp.waiting.push(Waiting { mask: 1 << lane, why }),
-            }
-        }
-        Ok(())
-    }
-
-    fn collective(
-        &mut self,
-        warp: &mut Warp,
-        op: &crate::op::WarpOp,
-        mask: Option<Reg>,
-        pc: u32,
-        active: u32,
-    ) -> Step<Next> {
-        // Lanes may name different masks at one instruction: each mask is an execution of its own.
-        let mut left = active;
-        let mut next = Next::Parked;
-        while left != 0 {
-            let first = left.trailing_zeros() as usize;
-            let wanted = mask.map_or(u32::MAX, |r| warp.get(r, first) as u32);
-            let same = match mask {
-                None => left,
-                Some(r) => lanes(left)
-                    .filter(|&l| warp.get(r, l) as u32 == wanted)
-                    .fold(0, |m, l| m | 1 << l),
-            };
-            left &= !same;
-            if same & !wanted != 0 {
-                return Err(FaultKind::Partial {
-                    arrived: same,
-                    wanted,
-                    why: "a lane executes it that is not in its own mask".to_owned(),
-                }
-                .into());
-            }
-            if let Some(all) = self.gather(warp, pc, same, wanted)? {
-                self.together(warp, op, all)?;
-                warp.set_pc(all, pc + 1);
-                next = Next::Apart;
-            }
-        }
-        Ok(next)
-    }
-
-    fn exit(&mut self, warp: &mut Warp, mask: u32) -> Step<()> {
-        self.finish_lanes(warp, mask)?;
-        warp.alive &= !mask;
-        self.cluster_alive -= mask.count_ones();
-        self.cluster_turn();
-        // Whoever waits for these lanes waits in vain; barriers of the warp need them no more.
-        for i in 0..warp.waiting.len() {
-            if let Wait::Together { pc, wanted } = warp.waiting[i].why
-                && wanted & mask != 0
-            {
-                let barrier = matches!(self.code.ops[pc as usize], Op::Barrier(_));
-                if !barrier {
-                    return Err(FaultKind::Partial {
-                        arrived: warp.waiting[i].mask,
-                        wanted,
-                        why: format!("at `{}`, while lanes {mask:#010x} exit", self.text(pc)),
-                    }
-                    .into());
-                }
-                // Ready again: they arrive anew, with what is left of the warp.
-                warp.waiting[i].mask = 0;
-            }
-        }
-        warp.waiting.retain(|w| w.mask != 0);
-        if warp.alive == 0 {
-            self.end_of_warp(warp)?;
-        }
-        Ok(())
     }
 }
 
@@ -515,8 +387,8 @@ fn carry(op: CarryOp, bits: u32, a: u64, b: u64, c: u64, before: u64) -> (u64, u
     let full = match op {
         CarryOp::Add => a + b + before,
         CarryOp::Sub => a.wrapping_sub(b).wrapping_sub(before),
-        CarryOp::MadLo => (a * b & keep) + c + before,
-        CarryOp::MadHi => (a * b >> bits) + c + before,
+        CarryOp::MadLo => ((a * b) & keep) + c + before,
+        CarryOp::MadHi => ((a * b) >> bits) + c + before,
     };
     ((full & keep) as u64, (full >> bits & 1) as u64)
 }

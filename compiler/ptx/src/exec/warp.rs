@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 
-use super::bulk::{Copy, Transfer};
+use super::bulk::Transfer;
+use super::copies::Copy;
 use crate::op::{Address, Reduce, Reg};
 
 /// Why lanes do not go on. Their position is that of the instruction to execute next.

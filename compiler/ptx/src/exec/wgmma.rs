@@ -159,8 +159,8 @@ impl Descriptor {
 impl Machinery<'_> {
     /// `outer` x `depth` elements from `first` on; `put(outer, k, value)`.
     fn operand(
-        &self,
-        rank: usize,
+        &mut self,
+        (rank, warp, pc): (usize, usize, u32),
         bits: u64,
         (first, outer, depth): (u32, u32, u32),
         (ty, transposed): (Type, bool),
@@ -169,11 +169,12 @@ impl Machinery<'_> {
         let descriptor = Descriptor::decode(bits).map_err(FaultKind::Wgmma)?;
         let bytes = if ty == Type::TF32 { 4 } else { 2 };
         let per = 16 / bytes;
-        let shared = &self.blocks[rank].shared;
         let (outer_step, k_step) = if transposed { (per, 1) } else { (1, per) };
         for o in (0..outer).step_by(outer_step as usize) {
             for k in (0..depth).step_by(k_step as usize) {
-                let chunk = shared.read(descriptor.chunk(first + o, k, bytes, transposed), 16)?;
+                let address = descriptor.chunk(first + o, k, bytes, transposed);
+                self.touch(Agent::Wgmma(warp), (rank as u32) << 24 | address, 16, false, pc)?;
+                let chunk = self.blocks[rank].shared.read(address, 16)?;
                 for (i, element) in chunk.chunks_exact(bytes as usize).enumerate() {
                     let bits = element.iter().rev().fold(0u64, |x, b| x << 8 | *b as u64);
                     let (o, k) = if transposed {
@@ -188,8 +189,9 @@ impl Machinery<'_> {
         Ok(())
     }
 
-    pub fn wgmma(&mut self, warp: &mut Warp, op: &Wgmma) -> Step<()> {
-        self.in_step(warp)?;
+    pub fn wgmma(&mut self, warp: &mut Warp, op: &Wgmma, pc: u32) -> Step<()> {
+        self.in_step(warp, pc)?;
+        let place = (warp.rank, self.number(warp), pc);
         let uniform = |r: Reg| {
             let all = &warp.registers[r as usize];
             match all.iter().all(|v| *v == all[0]) {
@@ -208,9 +210,7 @@ impl Machinery<'_> {
             WgmmaA::Descriptor(r) => {
                 let mut tile = [[0.0; 16]; 16];
                 let which = (op.ty, op.transpose_a);
-                self.operand(warp.rank, uniform(*r)?, (row0, 16, depth), which, |o, k, v| {
-                    tile[o][k] = v
-                })?;
+                self.operand(place, uniform(*r)?, (row0, 16, depth), which, |o, k, v| tile[o][k] = v)?;
                 tile
             }
         };
@@ -219,7 +219,7 @@ impl Machinery<'_> {
         }
         let mut b = vec![0f32; 16 * n];
         let which = (op.ty, op.transpose_b);
-        self.operand(warp.rank, uniform(op.b)?, (0, op.n, depth), which, |o, k, v| {
+        self.operand(place, uniform(op.b)?, (0, op.n, depth), which, |o, k, v| {
             b[k * n + o] = v
         })?;
         let mut sums = vec![0f32; 16 * n];
@@ -242,9 +242,11 @@ impl Machinery<'_> {
     }
 
     /// All four warps of a warpgroup execute the same wgmma in the same order.
-    fn in_step(&mut self, warp: &Warp) -> Step<()> {
-        let pc = warp.pc[0];
+    fn in_step(&mut self, warp: &Warp, pc: u32) -> Step<()> {
         let (group, warp_in_group) = (warp.index as usize / 4, warp.index as usize % 4);
+        if 4 * group + 4 > self.warps_per_block {
+            return Err(FaultKind::Wgmma("the block has no four warps here".to_owned()).into());
+        }
         let warps = self.blocks[warp.rank].groups[group].at;
         let g = &mut self.blocks[warp.rank].groups[group];
         let at = g.at[warp_in_group];

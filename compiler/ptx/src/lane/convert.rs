@@ -92,7 +92,7 @@ fn write(ty: Type, x: f64, how: &Convert) -> u64 {
     } else {
         x
     };
-    let x = if how.relu && !(x > 0.0) && !x.is_nan() { 0.0 } else { x };
+    let x = if how.relu && x <= 0.0 { 0.0 } else { x };
     match ty {
         Type::F64 => x.to_bits(),
         Type::F32 => {

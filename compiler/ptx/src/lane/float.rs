@@ -223,7 +223,7 @@ pub fn compare(op: &str, ty: Type, ftz: bool) -> Option<F2> {
     }
     Some(match op {
         "eq" => by!(|a, b| a == b),
-        "ne" => by!(|a, b| a < b || a > b),
+        "ne" => by!(|a, b| a != b),
         "lt" => by!(|a, b| a < b),
         "le" => by!(|a, b| a <= b),
         "gt" => by!(|a, b| a > b),

@@ -1,5 +1,8 @@
 //! Integer and bit instructions of one thread (PTX ISA 9.7.1, 9.7.6, 9.7.8).
 
+// The macro below casts for every type, for some of them to what they are.
+#![allow(clippy::unnecessary_cast)]
+
 use super::{F1, F2, F3, Lane};
 use crate::types::Type;
 

@@ -3,6 +3,7 @@
 mod ast;
 mod lex;
 mod parse;
+mod statement;
 
 pub use ast::{Function, Guard, Instruction, Item, Operand, Parameter, Tree, Variable};
 pub use parse::parse;

@@ -6,8 +6,8 @@ use ptx::{Element, FaultKind, Launch, Machine, Param, Swizzle, TensorMap, Timing
 use super::support::*;
 
 /// A 64 x 64 x 256 product: a producer warp loads stages by TMA, a warpgroup multiplies, full and empty mbarriers between them.
-/// `wait` is what the consumer does before it reads a stage.
-fn pipeline(wait: &str) -> String {
+/// `wait` is what the consumer does before it reads a stage, `release` what it does after.
+fn pipeline(wait: &str, release: &str) -> String {
     let regs = (0..32).map(|i| format!("%f{i}")).collect::<Vec<_>>().join(", ");
     let store: String = (0..16)
         .map(|i| {
@@ -90,8 +90,7 @@ fn pipeline(wait: &str) -> String {
              wgmma.fence.sync.aligned;
              {steps}
              wgmma.commit_group.sync.aligned;
-             wgmma.wait_group.sync.aligned 0;
-             mbarrier.arrive.shared::cta.b64 _, [%r6+24];
+             {release}
              add.s32 %r3, %r3, 1;
              add.s32 %r4, %r4, 1;
              setp.eq.s32 %p5, %r4, 3;
@@ -116,6 +115,7 @@ fn pipeline(wait: &str) -> String {
     )
 }
 
+const RELEASE: &str = "wgmma.wait_group.sync.aligned 0;\nmbarrier.arrive.shared::cta.b64 _, [%r6+24];";
 const WAIT: &str = "{ .reg .pred P1; LAB_WAIT: mbarrier.try_wait.parity.shared::cta.b64 P1, [%r6], %r5; @P1 bra DONE; bra LAB_WAIT; DONE: }";
 
 fn map2(address: u64, dims: [u64; 2], pitch: u64, box_dims: [u32; 2], swizzle: Swizzle) -> TensorMap {
@@ -129,7 +129,7 @@ fn map2(address: u64, dims: [u64; 2], pitch: u64, box_dims: [u32; 2], swizzle: S
     }
 }
 
-fn run_pipeline(wait: &str, timing: Timing) -> Result<(Vec<f32>, Vec<f32>), Box<ptx::Fault>> {
+fn run_pipeline(wait: &str, release: &str, timing: Timing) -> Result<(Vec<f32>, Vec<f32>), Box<ptx::Fault>> {
     let mut random = noise(7);
     let mut some = |n: usize| -> Vec<f32> { (0..n).map(|_| (random() * 8.0).round()).collect() };
     let (a, b) = (some(64 * 256), some(64 * 256));
@@ -141,7 +141,7 @@ fn run_pipeline(wait: &str, timing: Timing) -> Result<(Vec<f32>, Vec<f32>), Box<
     let mut launch = Launch::new([1, 1, 1], 160).shared(49152 + 48);
     launch.timing = timing;
     machine.launch(
-        &parse(&pipeline(wait)),
+        &parse(&pipeline(wait, release)),
         "k",
         launch,
         &[a_map, b_map, Param::Pointer(out)],
@@ -153,24 +153,51 @@ fn run_pipeline(wait: &str, timing: Timing) -> Result<(Vec<f32>, Vec<f32>), Box<
 #[test]
 fn a_pipeline_of_tensor_copies_feeds_wgmma() {
     for timing in [Timing::Late, Timing::Eager] {
-        let (wanted, got) = run_pipeline(WAIT, timing).unwrap_or_else(|f| panic!("{f}"));
+        let (wanted, got) = run_pipeline(WAIT, RELEASE, timing).unwrap_or_else(|f| panic!("{f}"));
         assert!(wanted == got, "{timing:?}");
     }
 }
 
 #[test]
 fn a_consumer_that_does_not_wait_reads_what_is_not_there_yet() {
-    let fault = run_pipeline("", Timing::Late).unwrap_err();
+    let fault = run_pipeline("", RELEASE, Timing::Late).unwrap_err();
     assert!(matches!(fault.kind, FaultKind::Unwritten { .. }), "{fault}");
     assert!(fault.text.starts_with("wgmma"), "{fault}");
 }
 
 #[test]
+fn a_stage_that_is_given_back_before_its_wgmma_are_done_is_a_race() {
+    let early = "mbarrier.arrive.shared::cta.b64 _, [%r6+24];\nwgmma.wait_group.sync.aligned 0;";
+    let fault = run_pipeline(WAIT, early, Timing::Late).unwrap_err();
+    assert!(
+        matches!(
+            fault.kind,
+            FaultKind::Race {
+                now: "written",
+                before: "read",
+                ..
+            }
+        ),
+        "{fault}"
+    );
+    assert!(fault.to_string().contains("wgmma of warp"), "{fault}");
+}
+
+#[test]
+fn data_that_is_there_by_luck_is_a_race() {
+    // Every stage waits for the third one's load: the loads before it happen to be done by then, and nothing says so.
+    let wait = WAIT.replace("[%r6]", "[%r2+16]");
+    let fault = run_pipeline(&wait, RELEASE, Timing::Late).unwrap_err();
+    assert!(matches!(fault.kind, FaultKind::Race { now: "read", .. }), "{fault}");
+    assert!(fault.to_string().contains("a bulk load"), "{fault}");
+}
+
+#[test]
 fn a_consumer_with_the_wrong_parity_is_found() {
-    let fault = run_pipeline(&WAIT.replace("%r5", "1"), Timing::Late).unwrap_err();
+    let fault = run_pipeline(&WAIT.replace("%r5", "1"), RELEASE, Timing::Late).unwrap_err();
     assert!(matches!(fault.kind, FaultKind::Unwritten { .. }), "{fault}");
     // Of four loads into three stages parity 0 is right for three; the consumer takes old data for the fourth, and ends before it comes.
-    let fault = run_pipeline(&WAIT.replace("%r5", "0"), Timing::Late).unwrap_err();
+    let fault = run_pipeline(&WAIT.replace("%r5", "0"), RELEASE, Timing::Late).unwrap_err();
     assert!(matches!(fault.kind, FaultKind::Copy(_)), "{fault}");
 }
 
@@ -275,7 +302,7 @@ fn swizzled_boxes_lie_as_the_pattern_says() {
         let got = run_box(&mut machine, map, &[0, 0], data.len());
         for r in 0..rows {
             for w in 0..span / 4 {
-                let chunk = (w / 4) ^ (r * span / 128) % (span / 16);
+                let chunk = (w / 4) ^ ((r * span / 128) % (span / 16));
                 assert_eq!(
                     got[r * span / 4 + chunk * 4 + w % 4],
                     data[r * span / 4 + w],
@@ -452,4 +479,61 @@ fn copies_of_a_thread_come_by_groups() {
     };
     assert_eq!(run("cp.async.wait_all;").unwrap(), [3, 4, 1, 0]);
     assert!(matches!(run("").unwrap_err().kind, FaultKind::Unwritten { .. }));
+}
+
+/// Copies of 32 threads arrive on an mbarrier; another warp waits for it and reads.
+#[test]
+fn copies_of_threads_arrive_on_mbarriers() {
+    for noinc in [".noinc", ""] {
+        // Without .noinc the arrivals do not count among those that init announced.
+        let count = if noinc.is_empty() { 1 } else { 33 };
+        let text = kernel(
+            ".param .u64 in, .param .u64 out",
+            &format!(
+                ".shared .align 16 .b8 s[512];
+                 .shared .align 8 .b8 bar[8];
+                 mov.u32 %r0, %tid.x;
+                 ld.param.b64 %rd0, [in];
+                 ld.param.b64 %rd1, [out];
+                 mov.b32 %r1, s;
+                 mov.b32 %r2, bar;
+                 setp.eq.s32 %p1, %r0, 0;
+                 @%p1 mbarrier.init.shared::cta.b64 [%r2], {count};
+                 bar.sync 0;
+                 setp.ge.s32 %p2, %r0, 32;
+                 @%p2 bra $reader;
+                 mul.wide.u32 %rd2, %r0, 16;
+                 add.s64 %rd0, %rd0, %rd2;
+                 shl.b32 %r3, %r0, 4;
+                 add.s32 %r3, %r1, %r3;
+                 cp.async.cg.shared.global [%r3], [%rd0], 16;
+                 cp.async.mbarrier.arrive{noinc}.shared::cta.b64 [%r2];
+                 @%p1 mbarrier.arrive.shared::cta.b64 _, [%r2];
+                 bra $end;
+                 $reader:
+                 $w:
+                 mbarrier.try_wait.parity.shared::cta.b64 %p3, [%r2], 0;
+                 @!%p3 bra $w;
+                 sub.s32 %r4, %r0, 32;
+                 shl.b32 %r4, %r4, 4;
+                 add.s32 %r5, %r1, %r4;
+                 ld.shared.v4.b32 {{%r6, %r7, %r8, %r9}}, [%r5];
+                 cvt.u64.u32 %rd3, %r4;
+                 add.s64 %rd1, %rd1, %rd3;
+                 st.global.v4.b32 [%rd1], {{%r6, %r7, %r8, %r9}};
+                 $end:"
+            ),
+        );
+        let mut machine = Machine::new();
+        let data: Vec<u32> = (0..128).collect();
+        let (input, out) = (
+            upload(&mut machine, &bytes(&data, u32::to_le_bytes)),
+            machine.alloc(512),
+        );
+        let params = [input, out].map(Param::Pointer);
+        machine
+            .launch(&parse(&text), "k", Launch::new([1, 1, 1], 64), &params)
+            .unwrap_or_else(|f| panic!("{f}"));
+        assert_eq!(words(&machine, out, 128), data, "{noinc}");
+    }
 }

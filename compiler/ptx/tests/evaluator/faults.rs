@@ -230,6 +230,9 @@ fn wgmma_misused() {
     assert_eq!(f.thread.map(|t| t / 32), Some(2), "{f}");
     let f = fault(&group(&format!("@%p2 bra $b;\n{MMA}\nbra $e;\n$b:\n{MMA}\n$e:")), 128);
     assert!(f.to_string().contains("another warp of the warpgroup"), "{f}");
+    // A block of three warps.
+    let f = fault(&group(MMA), 96);
+    assert!(matches!(f.kind, FaultKind::Wgmma(_)), "{f}");
     // A descriptor whose start spills over, and one that names what nobody wrote.
     let f = fault(&group(&format!("or.b64 %rd10, %rd10, 0x8000;\n{MMA}")), 128);
     assert_fault!(f, FaultKind::Wgmma(_), "wgmma.mma_async", 96);

@@ -129,7 +129,7 @@ fn tile(data: &[f32], rows: usize, depth: usize, span: usize, transposed: bool, 
         (false, _) => {
             (leading, stride) = (16, 8 * span);
             Box::new(move |r, k| {
-                let chunk = k / per ^ (r * span / 128) % (span / 16);
+                let chunk = (k / per) ^ ((r * span / 128) % (span / 16));
                 r * span + chunk * 16 + k % per * each
             })
         }
@@ -143,7 +143,7 @@ fn tile(data: &[f32], rows: usize, depth: usize, span: usize, transposed: bool, 
             Box::new(move |r, k| {
                 let across = span / each;
                 let (atom, within) = (r / across, r % across);
-                let chunk = within / per ^ (k % 8 * span / 128) % (span / 16);
+                let chunk = (within / per) ^ ((k % 8 * span / 128) % (span / 16));
                 atom * 16 * span + k / 8 * 8 * span + k % 8 * span + chunk * 16 + within % per * each
             })
         }
@@ -352,5 +352,122 @@ fn wgmma_of_tf32() {
             tf32: true,
             on: true,
         });
+    }
+}
+
+/// Fragments by the ISA's own formulas for element i of a fragment: rows and columns of A, B and C.
+#[test]
+fn mma_of_eight_columns_of_k() {
+    for (ty, words) in [("tf32", 4usize), ("bf16", 2)] {
+        let (a, b) = (integers(5, 16 * 8), integers(6, 8 * 8));
+        let bits = |x: f32| {
+            if ty == "tf32" {
+                x.to_bits()
+            } else {
+                bf16::from_f32(x).to_bits() as u32
+            }
+        };
+        let mut lanes_a = vec![0u32; 32 * 4];
+        let mut lanes_b = vec![0u32; 32 * 4];
+        for lane in 0..32 {
+            let (g, t) = (lane / 4, lane % 4);
+            if ty == "tf32" {
+                for i in 0..4 {
+                    let row = if i == 0 || i == 2 { g } else { g + 8 };
+                    let column = if i < 2 { t } else { t + 4 };
+                    lanes_a[lane * 4 + i] = bits(a[row * 8 + column]);
+                }
+                for i in 0..2 {
+                    lanes_b[lane * 4 + i] = bits(b[g * 8 + t + 4 * i]);
+                }
+            } else {
+                for i in 0..4 {
+                    let row = if i < 2 { g } else { g + 8 };
+                    lanes_a[lane * 4 + i / 2] |= bits(a[row * 8 + 2 * t + i % 2]) << (16 * (i % 2));
+                }
+                for i in 0..2 {
+                    lanes_b[lane * 4] |= bits(b[g * 8 + 2 * t + i]) << (16 * i);
+                }
+            }
+        }
+        let list = |first: usize, n: usize| {
+            (first..first + n)
+                .map(|i| format!("%r{i}"))
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        let text = kernel(
+            ".param .u64 a, .param .u64 b, .param .u64 out",
+            &format!(
+                "mov.u32 %r0, %tid.x;
+                 ld.param.b64 %rd0, [a];
+                 ld.param.b64 %rd1, [b];
+                 ld.param.b64 %rd2, [out];
+                 mul.wide.u32 %rd3, %r0, 16;
+                 add.s64 %rd0, %rd0, %rd3;
+                 add.s64 %rd1, %rd1, %rd3;
+                 add.s64 %rd2, %rd2, %rd3;
+                 ld.global.v4.b32 {{%r10, %r11, %r12, %r13}}, [%rd0];
+                 ld.global.v4.b32 {{%r20, %r21, %r22, %r23}}, [%rd1];
+                 mma.sync.aligned.m16n8k8.row.col.f32.{ty}.{ty}.f32 {{%f0, %f1, %f2, %f3}}, {{{}}}, {{{}}}, {{0f00000000, 0f00000000, 0f00000000, 0f00000000}};
+                 st.global.v4.b32 [%rd2], {{%f0, %f1, %f2, %f3}};",
+                list(10, words),
+                list(20, words / 2),
+            ),
+        );
+        let mut machine = Machine::new();
+        let at = [&lanes_a, &lanes_b].map(|x| upload(&mut machine, &bytes(x, u32::to_le_bytes)));
+        let out = machine.alloc(512);
+        let params = [at[0], at[1], out].map(Param::Pointer);
+        machine
+            .launch(&parse(&text), "k", Launch::new([1, 1, 1], 32), &params)
+            .unwrap_or_else(|f| panic!("{f}"));
+        let (wanted, got) = (product(&a, &b, (16, 8, 8)), floats(&machine, out, 128));
+        for lane in 0..32 {
+            for i in 0..4 {
+                let (row, column) = (if i < 2 { lane / 4 } else { lane / 4 + 8 }, lane % 4 * 2 + (i & 1));
+                assert_eq!(
+                    got[lane * 4 + i],
+                    wanted[row * 8 + column],
+                    "{ty} lane {lane} element {i}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn stmatrix_and_movmatrix_transpose() {
+    // Lane l holds elements 2 l and 2 l + 1 of a tile of 8 x 8; it is stored as it is and transposed, and moved within registers.
+    let module = simple(
+        ".shared .align 16 .b8 s[256];
+         mov.b32 %r1, s;
+         shl.b32 %r2, %r0, 1;
+         add.s32 %r3, %r2, 1;
+         shl.b32 %r4, %r3, 16;
+         or.b32 %r4, %r4, %r2;
+         and.b32 %r5, %r0, 7;
+         shl.b32 %r5, %r5, 4;
+         add.s32 %r5, %r1, %r5;
+         stmatrix.sync.aligned.m8n8.x1.shared.b16 [%r5], {%r4};
+         stmatrix.sync.aligned.m8n8.x1.trans.shared::cta.b16 [%r5+128], {%r4};
+         movmatrix.sync.aligned.m8n8.trans.b16 %r6, %r4;
+         shl.b32 %r7, %r0, 2;
+         add.s32 %r8, %r1, %r7;
+         bar.warp.sync -1;
+         ld.shared.b32 %r9, [%r8];
+         ld.shared.b32 %r10, [%r8+128];
+         cvt.u64.u32 %rd1, %r7;
+         add.s64 %rd1, %rd0, %rd1;
+         st.global.b32 [%rd1], %r9;
+         st.global.b32 [%rd1+128], %r10;
+         st.global.b32 [%rd1+256], %r6;",
+    );
+    let out = run(&module, 32, 96);
+    let halves: Vec<u32> = out.iter().flat_map(|w| [w & 0xffff, w >> 16]).collect();
+    for i in 0..64 {
+        assert_eq!(halves[i], i as u32);
+        assert_eq!(halves[64 + i], (i % 8 * 8 + i / 8) as u32);
+        assert_eq!(halves[128 + i], halves[64 + i]);
     }
 }

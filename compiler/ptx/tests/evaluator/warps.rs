@@ -173,3 +173,48 @@ fn lanes_of_a_warp_may_wait_for_one_another() {
     );
     assert_eq!(run(&module, 32, 1), [7]);
 }
+
+#[test]
+fn barriers_reduce_and_count_lanes_that_come_apart() {
+    // 64 threads, of which 20 say yes; then the lanes of each warp come to a barrier by halves.
+    let module = simple(
+        "setp.lt.s32 %p1, %r0, 20;
+         bar.red.popc.u32 %r1, 0, %p1;
+         bar.red.and.pred %p2, 0, !%p1;
+         bar.red.or.pred %p3, 0, 64, %p1;
+         selp.b32 %r2, 1, 0, %p2;
+         selp.b32 %r3, 1, 0, %p3;
+         and.b32 %r4, %r0, 1;
+         setp.eq.s32 %p4, %r4, 0;
+         @%p4 bra $even;
+         barrier.sync 3;
+         bra $meet;
+         $even:
+         barrier.sync 3;
+         $meet:
+         setp.eq.s32 %p5, %r0, 40;
+         @%p5 st.global.v2.b32 [%rd0], {%r1, %r2};
+         @%p5 st.global.b32 [%rd0+8], %r3;",
+    );
+    assert_eq!(run(&module, 64, 3), [20, 0, 1]);
+}
+
+#[test]
+fn blocks_of_more_axes_and_partial_warps() {
+    let module = simple(
+        "mov.u32 %r1, %tid.y;
+         mov.u32 %r2, %ctaid.y;
+         mov.u32 %r3, %ntid.x;
+         mad.lo.s32 %r4, %r1, %r3, %r0;
+         mad.lo.s32 %r4, %r2, 40, %r4;
+         mul.wide.u32 %rd1, %r4, 4;
+         add.s64 %rd1, %rd0, %rd1;
+         bar.sync 0;
+         st.global.b32 [%rd1], %r4;",
+    );
+    let mut launch = Launch::new([1, 3, 1], 1);
+    launch.block = [10, 4, 1];
+    let (out, stats) = try_run(&module, launch, 120).unwrap_or_else(|f| panic!("{f}"));
+    assert!(out.iter().enumerate().all(|(i, x)| i as u32 == *x));
+    assert_eq!((stats.threads("st.global"), stats.warps("st.global")), (120, 6));
+}
