@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::bail;
-use runtime::Input;
+use runtime::{Device, Input, State};
 
 use crate::compare;
 use crate::options::Common;
 use crate::session::Session;
+use crate::trace;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -29,6 +30,9 @@ pub struct Args {
     /// Time by kernel, of one prefill and one token
     #[arg(long)]
     kernels: bool,
+    /// Write every kernel's run in one prefill and one token to this file, for Perfetto
+    #[arg(long, value_name = "FILE.json")]
+    trace: Option<PathBuf>,
     /// The checkpoint's folder, if an artefact no longer finds it
     #[arg(long)]
     weights: Option<PathBuf>,
@@ -72,41 +76,54 @@ impl Args {
         let tokens: Vec<i32> = (0..b * t).map(|i| (i * 7919 % session.config.vocab) as i32).collect();
         let last = vec![t as i32 - 1; b as usize];
         let mut state = engine.new_state(b, t + self.decode)?;
+        let whole = |state: &mut State| {
+            let inputs = [("tokens", Input::I32(&tokens)), ("last", Input::I32(&last))];
+            engine
+                .call("prefill", &[("B", b), ("T", t)], &inputs, Some(state))
+                .map(|_| ())
+        };
+        let one = |i: i64, state: &mut State| {
+            let (token, at) = (vec![(i % 100) as i32; b as usize], vec![(t + i) as i32; b as usize]);
+            let inputs = [("tokens", Input::I32(&token)), ("start", Input::I32(&at))];
+            let keys = engine.keys(t + i + 1, state.capacity);
+            engine
+                .call("decode", &[("B", b), ("S", keys)], &inputs, Some(state))
+                .map(|_| ())
+        };
         let (mut prefill, mut decode, mut reading) = (vec![], vec![], vec![]);
-        let mut tables = [vec![], vec![]];
         for run in 0..=self.runs {
-            // The first run warms up, or is the one that is taken apart.
-            engine.profile(run == 0 && self.kernels);
             let start = Instant::now();
-            engine.call(
-                "prefill",
-                &[("B", b), ("T", t)],
-                &[("tokens", Input::I32(&tokens)), ("last", Input::I32(&last))],
-                Some(&mut state),
-            )?;
+            whole(&mut state)?;
             let time = start.elapsed().as_secs_f64();
-            let counted = engine.profile(run == 0 && self.kernels);
-            let one = |i: i64, state: &mut runtime::State| {
-                let (token, at) = (vec![(i % 100) as i32; b as usize], vec![(t + i) as i32; b as usize]);
-                let inputs = [("tokens", Input::I32(&token)), ("start", Input::I32(&at))];
-                let keys = engine.keys(t + i + 1, state.capacity);
-                engine
-                    .call("decode", &[("B", b), ("S", keys)], &inputs, Some(state))
-                    .map(|_| ())
-            };
             let start = Instant::now();
-            for i in 0..if run == 0 { 1 } else { self.decode } {
+            for i in 0..self.decode {
                 one(i, &mut state)?;
             }
             let each = start.elapsed().as_secs_f64() / self.decode as f64;
-            if run == 0 {
-                tables = [counted, engine.profile(false)];
-            } else {
+            // The first run warms up.
+            if run > 0 {
                 prefill.push(time);
                 decode.push(each);
                 // The same bytes, only read: decoding's limit, from the same moment.
                 let (bytes, time) = engine.read_weights();
                 reading.push(time.as_secs_f64() / bytes.max(1) as f64);
+            }
+        }
+        // One more run is taken apart.
+        let mut tables = [vec![], vec![]];
+        if self.kernels || self.trace.is_some() {
+            engine.trace(true);
+            engine.profile(true);
+            whole(&mut state)?;
+            tables[0] = engine.profile(true);
+            one(0, &mut state)?;
+            tables[1] = engine.profile(false);
+            let spans = engine.trace(false);
+            if let Some(path) = &self.trace {
+                trace::write(path, &engine.machine(), &spans)?;
+            }
+            if !self.kernels {
+                tables = [vec![], vec![]];
             }
         }
         let best = |v: &[f64]| v.iter().copied().fold(f64::INFINITY, f64::min);
@@ -153,8 +170,12 @@ impl Args {
         };
         row("prefill", &prefill, (b * t) as f64);
         row("decode", &decode, b as f64);
+        let limit = match self.common.device {
+            Device::Cpu => "the same weights, only read",
+            Device::Cuda(_) => "a large copy",
+        };
         println!(
-            "decode   reads {weight_rate:.1} GB/s of weights, {:.0}% of {read_rate:.1} GB/s (the same weights, only read)",
+            "decode   reads {weight_rate:.1} GB/s of weights, {:.0}% of {read_rate:.1} GB/s ({limit})",
             100.0 * weight_rate / read_rate
         );
         println!(

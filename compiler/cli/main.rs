@@ -23,6 +23,7 @@ mod retrofit;
 mod session;
 mod tensorboard;
 mod tokens;
+mod trace;
 mod train;
 
 use clap::{Parser, Subcommand};

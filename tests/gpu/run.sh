@@ -38,14 +38,14 @@ step() {
     esac
 }
 
-# The same on the CPU and on the device: generate_both DTYPE TOKENS
+# The same on the CPU and on the device, so many tokens at least: generate_both DTYPE TOKENS ALIKE
 generate_both() {
     local prompt="It is a truth universally acknowledged, that"
     for where in cpu "$device"; do
         "$loopc" generate "$austen" --prompt "$prompt" --max-new-tokens "$2" --dtype "$1" --device "$where" --json \
             >"$out/text-$1-${where/:/-}.json" || return 1
     done
-    python3 "$here/compare.py" texts "$out/text-$1-cpu.json" "$out/text-$1-${device/:/-}.json"
+    python3 "$here/compare.py" texts "$3" "$out/text-$1-cpu.json" "$out/text-$1-${device/:/-}.json"
 }
 
 # Logits of two processes are the same to the bit.
@@ -78,15 +78,17 @@ step doctor doctor 60 "$loopc" doctor
 for dtype in f32 bf16; do
     for fuse in "" --no-fuse; do
         name=$dtype${fuse#--no}
-        step ops "ops-$name" 240 "$loopc" check --ops --cases "$cases" --device "$device" --dtype $dtype $fuse
-        step modes "modes-$name" 400 "$loopc" check --modes --cases 2 --device "$device" --dtype $dtype $fuse
+        step modes "modes-$name" 400 "$loopc" check --modes --cases 2 --limit 60 --device "$device" --dtype $dtype $fuse
     done
 done
-step random random 240 "$loopc" check --random --cases 40 --device "$device"
+for fuse in "" --no-fuse; do
+    step ops "ops${fuse#--no}" 240 "$loopc" check --ops --cases "$cases" --limit 30 --device "$device" $fuse
+done
+step random random 240 "$loopc" check --random --cases 40 --limit 30 --device "$device"
 step goldens goldens-f32 300 python3 "$here/compare.py" goldens "$loopc" "$here/../goldens" "$device" f32 1e-4
 step goldens goldens-bf16 300 python3 "$here/compare.py" goldens "$loopc" "$here/../goldens" "$device" bf16 4e-2
-step generate generate-f32 120 bash -c 'generate_both f32 100'
-step generate generate-bf16 120 bash -c 'generate_both bf16 20'
+step generate generate-f32 120 bash -c 'generate_both f32 100 100'
+step generate generate-bf16 120 bash -c 'generate_both bf16 40 5'
 step bits bits-f32 60 bash -c 'bits f32'
 step bits bits-bf16 60 bash -c 'bits bf16'
 step train train-f32 240 bash -c 'train_both f32 1e-3'

@@ -1,20 +1,22 @@
 //! `loopc check`: compiled programs against the graph's evaluator, on random data and sizes, on any device. How kernels are verified on a
 //! machine that has nothing but this program.
 //!
-//! A failure is told with the words that repeat it. A kernel that breaks its GPU's context breaks this process for the device: it is told,
-//! and the process begins anew behind it.
+//! A failure is told with the words that repeat it. Programs run in a second process of this one (`worker`), which is begun anew behind a
+//! program that broke the device, ended the process or never came back (`supervisor`).
 
 mod models;
 mod subjects;
+mod supervisor;
 mod trial;
 
-use std::os::unix::process::CommandExt;
+use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 
 use self::subjects::Subject;
-use self::trial::{Outcome, Tester};
+use self::supervisor::Message;
+use self::trial::Tester;
 use crate::options::Common;
 
 #[derive(clap::Args)]
@@ -41,18 +43,14 @@ pub struct Args {
     /// Write the first program that fails to this file
     #[arg(long, value_name = "OUT.mlir")]
     save: Option<PathBuf>,
-    /// Begin behind so many programs, with what was counted before them
-    #[arg(long, hide = true, value_name = "PROGRAMS,RUNS,FAILED", value_delimiter = ',')]
-    from: Vec<u64>,
+    /// Seconds that a program may take
+    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
+    limit: u64,
+    /// Be the process that runs programs, from this one on; so many have failed
+    #[arg(long, hide = true, value_name = "PROGRAM,FAILED", value_delimiter = ',')]
+    worker: Vec<u64>,
     #[command(flatten)]
     common: Common,
-}
-
-#[derive(Default)]
-struct Count {
-    programs: u64,
-    runs: u64,
-    failed: u64,
 }
 
 impl Args {
@@ -60,47 +58,44 @@ impl Args {
         if self.files.is_empty() && !(self.ops || self.modes || self.random) {
             bail!("name graph files, or give --ops, --modes or --random");
         }
-        let subjects = self.subjects()?;
-        let mut tester = Tester::new(&self.common)?;
-        let mut count = match self.from[..] {
-            [programs, runs, failed] => Count { programs, runs, failed },
-            _ => Count::default(),
+        match self.worker[..] {
+            [from, failed] => self.work(from as usize, failed),
+            // A device that is not there is told once, not by a worker.
+            _ => self.common.target().and_then(|_| supervisor::run(&self)),
+        }
+    }
+
+    /// Runs the programs and tells the supervisor, a line of JSON each time.
+    fn work(&self, from: usize, mut failed: u64) -> anyhow::Result<()> {
+        let tell = |message: &Message| -> anyhow::Result<()> {
+            let mut out = std::io::stdout().lock();
+            writeln!(out, "{}", serde_json::to_string(message)?)?;
+            Ok(out.flush()?)
         };
-        for subject in subjects.iter().skip(count.programs as usize) {
-            count.programs += 1;
+        let mut tester = Tester::new(&self.common)?;
+        for (at, subject) in self.subjects()?.iter().enumerate().skip(from) {
+            tell(&Message::Begin {
+                at: at as u64,
+                name: subject.name.clone(),
+                again: self.again(subject),
+            })?;
             let outcome = tester.test(subject, self.seeds(subject));
-            count.runs += outcome.runs;
-            if self.common.verbose && outcome.failures.is_empty() {
-                eprintln!("{}: {} runs", subject.name, outcome.runs);
+            if !outcome.failures.is_empty() {
+                if let Some(path) = self.save.as_ref().filter(|_| failed == 0) {
+                    runtime::weights::write_whole(path, &[subject.module.to_string().as_bytes()])?;
+                }
+                failed += 1;
             }
-            self.tell(subject, &outcome, &mut count)?;
-            if outcome.is_broken {
-                // The device is lost to this process. The command line again, from the next program on.
-                let place = format!("--from={},{},{}", count.programs, count.runs, count.failed);
-                let kept = std::env::args_os()
-                    .skip(1)
-                    .filter(|a| !a.to_string_lossy().starts_with("--from="));
-                let program = std::env::current_exe().context("cannot go on behind a broken device")?;
-                let failure = std::process::Command::new(program).args(kept).arg(place).exec();
-                return Err(failure).context("cannot go on behind a broken device");
+            let is_broken = outcome.is_broken;
+            tell(&Message::Done(outcome))?;
+            if is_broken {
+                return Ok(());
             }
         }
-        let (machine, target) = (tester.machine(), tester.target());
-        if self.common.json {
-            let report = serde_json::json!({
-                "programs": count.programs, "runs": count.runs, "failed": count.failed, "target": target, "machine": machine,
-            });
-            println!("{report}");
-        } else {
-            println!(
-                "{} programs, {} runs on {target} ({machine}), {} failed",
-                count.programs, count.runs, count.failed
-            );
-        }
-        if count.failed > 0 {
-            bail!("{} of {} programs failed", count.failed, count.programs);
-        }
-        Ok(())
+        tell(&Message::End {
+            machine: tester.machine().to_string(),
+            target: tester.target().to_string(),
+        })
     }
 
     /// Of the data.
@@ -126,11 +121,8 @@ impl Args {
         }
         if self.modes {
             for i in 0..self.cases {
-                all.extend(models::of(
-                    self.seed.wrapping_add(i),
-                    self.common.dtype(),
-                    self.common.program(),
-                )?);
+                let program = self.common.program();
+                all.extend(models::of(self.seed.wrapping_add(i), self.common.dtype(), program)?);
             }
         }
         let wanted = |s: &Subject| self.only.as_ref().is_none_or(|text| s.name.contains(text.as_str()));
@@ -141,29 +133,20 @@ impl Args {
         Ok(all)
     }
 
-    fn tell(&self, subject: &Subject, outcome: &Outcome, count: &mut Count) -> anyhow::Result<()> {
-        if outcome.failures.is_empty() {
-            return Ok(());
+    /// The command line for one program; a seed may follow.
+    fn again(&self, subject: &Subject) -> String {
+        let c = &self.common;
+        let mut again = format!("loopc check {}", subject.option);
+        if subject.option.starts_with("--") {
+            again += &format!(" --only '{}'", subject.name);
         }
-        for failure in &outcome.failures {
-            let c = &self.common;
-            let mut again = format!("loopc check {}", subject.option);
-            if let Some(seed) = subject.made.map(|m| m.0).or(failure.seed) {
-                again += &format!(" --seed {seed} --cases 1");
-            }
-            if subject.option.starts_with("--") {
-                again += &format!(" --only '{}'", subject.name);
-            }
-            again += &format!(" --device {} --dtype {}", c.device, c.dtype().name());
-            if c.no_fuse {
-                again += " --no-fuse";
-            }
-            println!("FAILED {}: {}\n       {again}", subject.name, failure.what);
+        again += &format!(" --device {} --dtype {}", c.device, c.dtype().name());
+        if c.no_fuse {
+            again += " --no-fuse";
         }
-        if let Some(path) = self.save.as_ref().filter(|_| count.failed == 0) {
-            runtime::weights::write_whole(path, &[subject.module.to_string().as_bytes()])?;
+        if let Some((seed, _)) = subject.made {
+            again += &format!(" --seed {seed} --cases 1");
         }
-        count.failed += 1;
-        Ok(())
+        again
     }
 }

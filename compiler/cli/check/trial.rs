@@ -13,6 +13,7 @@ use ir::{DType, Sizes};
 use runtime::engine::Output;
 use runtime::weights::Checkpoint;
 use runtime::{Device, Engine, Input, RuntimeError, State};
+use serde::{Deserialize, Serialize};
 
 use super::subjects::{Call, Subject, Trial};
 use crate::options::Common;
@@ -25,7 +26,7 @@ pub struct Tester<'a> {
     last: Option<Engine>,
 }
 
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct Outcome {
     pub runs: u64,
     pub failures: Vec<Failure>,
@@ -33,6 +34,7 @@ pub struct Outcome {
     pub is_broken: bool,
 }
 
+#[derive(Serialize, Deserialize)]
 pub struct Failure {
     /// None: whatever the data.
     pub seed: Option<u64>,
@@ -124,6 +126,14 @@ impl<'a> Tester<'a> {
 }
 
 impl Outcome {
+    /// Whatever the data.
+    pub fn failed(what: String) -> Outcome {
+        Outcome {
+            failures: vec![Failure { seed: None, what }],
+            ..Outcome::default()
+        }
+    }
+
     fn fail(&mut self, seed: Option<u64>, e: anyhow::Error) {
         let runtime = e.downcast_ref::<RuntimeError>();
         self.is_broken |=

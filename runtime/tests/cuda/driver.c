@@ -1,4 +1,5 @@
-// A stand-in for NVIDIA's driver, for machines without one: memory is the host's, copies happen at once, kernels do not run.
+// A stand-in for NVIDIA's driver, for machines without one: memory is the host's, copies happen at once, kernels do not run, except those
+// whose name begins with `copy`: 4 B T bytes from their first pointer to their second.
 //
 // It checks what the real one would only punish: pointers outside of allocations, parameters that do not fit the PTX, work in a stream
 // that is recorded, things used after they went. Every call is a line of the file FAKE_CUDA_LOG. FAKE_CUDA_MEMORY is the device's size, FAKE_CUDA_ZERO
@@ -101,6 +102,11 @@ static int inside(uint64_t at, size_t len) {
 
 static int current, capturing;
 
+// What `copy` did while it was recorded.
+struct move { uint64_t to, from; size_t len; };
+struct graph { struct move moves[64]; int count; };
+static struct graph recorded;
+
 R cuInit(unsigned f) { CALL("%u", f); return OK; }
 R cuDriverGetVersion(int *v) { CALL("-"); *v = getenv("FAKE_CUDA_OLD") ? 11080 : 12040; return OK; }
 R cuDeviceGetCount(int *n) { CALL("-"); *n = 1; return OK; }
@@ -179,15 +185,32 @@ R cuLaunchKernelEx(const struct config *c, void *f, void **p, void **extra) {
         if (g->kinds[i] == 'M' && (((uint64_t *)p[i])[15] != 0x7e45 || (uint64_t)p[i] % 64)) return wrong("no tensor map"), INVALID;
         if (g->kinds[i] == 'I' && *(int *)p[i] < 0) return wrong("a symbol below 0"), INVALID;
     }
+    if (!strncmp(g->name, "copy", 4)) {
+        int first = strspn(g->kinds, "P");
+        struct move m = {*(uint64_t *)p[1], *(uint64_t *)p[0], (size_t)4 * *(int *)p[first] * *(int *)p[first + 1]};
+        if (!inside(m.to, m.len) || !inside(m.from, m.len)) return wrong("copy outside"), ILLEGAL;
+        if (capturing) recorded.moves[recorded.count++] = m;
+        else memcpy((void *)m.to, (void *)m.from, m.len);
+    }
     return OK;
 }
 
-R cuStreamBeginCapture_v2(void *s, int mode) { CALL("%d", mode); (void)s; capturing = 1; return OK; }
+R cuStreamBeginCapture_v2(void *s, int mode) { CALL("%d", mode); (void)s; capturing = 1; recorded.count = 0; return OK; }
 R cuStreamEndCapture(void *s, void **g) { CALL("-"); (void)s; capturing = 0; *g = malloc(1); return OK; }
-R cuGraphInstantiateWithFlags(void **e, void *g, unsigned long long f) { CALL("%llu", f); (void)g; *e = malloc(1); return OK; }
+R cuGraphInstantiateWithFlags(void **e, void *g, unsigned long long f) { CALL("%llu", f); (void)g; *e = memcpy(malloc(sizeof recorded), &recorded, sizeof recorded); return OK; }
 R cuGraphDestroy(void *g) { CALL("-"); free(g); return OK; }
 R cuGraphExecDestroy(void *e) { CALL("-"); free(e); return OK; }
-R cuGraphLaunch(void *e, void *s) { CALL("-"); (void)e, (void)s; return OK; }
+R cuGraphLaunch(void *e, void *s) {
+    CALL("-");
+    (void)s;
+    struct graph *g = e;
+    for (int i = 0; i < g->count; i++) {
+        struct move m = g->moves[i];
+        if (!inside(m.to, m.len) || !inside(m.from, m.len)) return wrong("a graph of memory that went"), ILLEGAL;
+        memcpy((void *)m.to, (void *)m.from, m.len);
+    }
+    return OK;
+}
 
 R cuEventCreate(void **e, unsigned f) { CALL("%u", f); *e = malloc(1); return OK; }
 R cuEventDestroy_v2(void *e) { free(e); return OK; }
