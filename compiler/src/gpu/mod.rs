@@ -7,6 +7,7 @@ mod assemble;
 mod contraction;
 mod epilogue;
 mod join;
+mod kernels;
 mod map;
 pub(crate) mod math;
 mod mma;
@@ -104,7 +105,10 @@ pub fn emit(kernel: &Kernel, target: &Target) -> Result<Emitted, CodeError> {
         }
         return Ok(emitted);
     }
-    if kernel.sweep_gradient.is_some() || kernel.sweep.is_some() {
+    if let Some(sweep) = &kernel.sweep {
+        return Ok(kernels::sweep::emit(kernel, sweep, target));
+    }
+    if kernel.sweep_gradient.is_some() {
         return Err(CodeError(format!(
             "kernel {}: not for {} yet",
             kernel.name, target.name

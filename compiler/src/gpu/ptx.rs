@@ -57,6 +57,10 @@ pub fn function(name: &str, signature: Signature, body: impl FnOnce(&mut Emit, P
         .zip(&symbols)
         .map(|(name, v)| (*name, e.extend_signed(*v, Elem::I64)))
         .collect();
+    if signature.overlap {
+        let_next_begin(&mut e);
+        wait_for_earlier(&mut e);
+    }
     body(
         &mut e,
         Params {
@@ -121,6 +125,16 @@ pub fn shuffle_xor(e: &mut Emit, x: Val, bits: i64) -> Val {
     e.op(
         F32,
         &format!("llvm.call_intrinsic \"llvm.nvvm.shfl.sync.bfly.f32\"({all}, {x}, {bits}, {clamp}) : (i32, f32, i32, i32) -> f32"),
+    )
+}
+
+/// The value of that lane.
+pub fn shuffle(e: &mut Emit, x: Val, lane: Val) -> Val {
+    let all = e.int(-1, I32);
+    let clamp = e.int(31, I32);
+    e.op(
+        F32,
+        &format!("llvm.call_intrinsic \"llvm.nvvm.shfl.sync.idx.f32\"({all}, {x}, {lane}, {clamp}) : (i32, f32, i32, i32) -> f32"),
     )
 }
 
