@@ -4,6 +4,7 @@
 
 mod bench;
 mod cache;
+mod check;
 mod compare;
 mod compile;
 mod doctor;
@@ -58,6 +59,8 @@ enum Command {
     Export(export::Args),
     /// Time prefill and decode, and where the time goes
     Bench(bench::Args),
+    /// Compiled programs against the graph's evaluator, on random data
+    Check(Box<check::Args>),
     /// What this machine can compile for and run on, and what is missing
     Doctor(doctor::Args),
 }
@@ -81,6 +84,7 @@ fn main() -> std::process::ExitCode {
         Command::Retrofit(args) => args.run(),
         Command::Export(args) => args.run(),
         Command::Bench(args) => args.run(),
+        Command::Check(args) => args.run(),
         Command::Doctor(args) => args.run(),
     };
     match result {

@@ -147,7 +147,7 @@ fn blocks(e: &mut Emit, n: Val) -> Val {
 }
 
 /// Byte of chunk `chunk` of row `row`, rows of 8 or 16 chunks: the swizzle lets eight rows of one chunk lie in eight banks' groups.
-fn place(e: &mut Emit, row: Val, chunk: Val, chunks: i64) -> Val {
+pub fn place(e: &mut Emit, row: Val, chunk: Val, chunks: i64) -> Val {
     let seven = e.int(7, I32);
     let turn = e.and(row, seven);
     let chunk = e.op(I32, &format!("arith.xori {chunk}, {turn} : i32"));
@@ -326,6 +326,13 @@ fn sum(e: &mut Emit, t: &Tile, c: &Contraction, a: &Side, b: &Side) -> Vec<Val> 
     out
 }
 
+/// Bits `from..from + n` of a lane's number.
+pub fn lane_bits(e: &mut Emit, lane: Val, from: i64, n: i64) -> Val {
+    let x = e.shr(lane, from);
+    let mask = e.int((1 << n) - 1, I32);
+    e.and(x, mask)
+}
+
 /// A warp's part of a tile.
 struct Warp {
     lane: Val,
@@ -345,13 +352,6 @@ impl Warp {
             row: e.mul(row, height),
             column: e.mul(column, width),
         }
-    }
-
-    /// bits `from..from + n` of the lane.
-    fn lane_bits(&self, e: &mut Emit, from: i64, n: i64) -> Val {
-        let x = e.shr(self.lane, from);
-        let mask = e.int((1 << n) - 1, I32);
-        e.and(x, mask)
     }
 
     fn products(&self, e: &mut Emit, stage: Val, by_k: bool, acc: &[Val]) -> Vec<Val> {
@@ -383,11 +383,11 @@ impl Warp {
 
     /// Rows m * 16.., k chunks 2 k..: matrices (low rows, first chunk), (high, first), (low, second), (high, second).
     fn left(&self, e: &mut Emit, stage: Val, m: i64, k: i64) -> Vec<Val> {
-        let row = self.lane_bits(e, 0, 4);
+        let row = lane_bits(e, self.lane, 0, 4);
         let row = e.add(row, self.row);
         let first = e.int(16 * m, I32);
         let row = e.add(row, first);
-        let chunk = self.lane_bits(e, 4, 1);
+        let chunk = lane_bits(e, self.lane, 4, 1);
         let first = e.int(2 * k, I32);
         let chunk = e.add(chunk, first);
         let at = place(e, row, chunk, DEPTH / 8);
@@ -397,13 +397,13 @@ impl Warp {
 
     /// Columns pair * 16.. as rows of k: matrices (low columns, first chunk), (low, second), (high, first), (high, second).
     fn right(&self, e: &mut Emit, stage: Val, pair: i64, k: i64) -> Vec<Val> {
-        let (low, high) = (self.lane_bits(e, 0, 3), self.lane_bits(e, 4, 1));
+        let (low, high) = (lane_bits(e, self.lane, 0, 3), lane_bits(e, self.lane, 4, 1));
         let high = e.shl(high, 3);
         let row = e.or(low, high);
         let row = e.add(row, self.column);
         let first = e.int(16 * pair, I32);
         let row = e.add(row, first);
-        let chunk = self.lane_bits(e, 3, 1);
+        let chunk = lane_bits(e, self.lane, 3, 1);
         let first = e.int(2 * k, I32);
         let chunk = e.add(chunk, first);
         let at = place(e, row, chunk, DEPTH / 8);
@@ -413,10 +413,10 @@ impl Warp {
 
     /// The same fragments of rows of columns, turned as they are read.
     fn right_by_k(&self, e: &mut Emit, stage: Val, pair: i64, k: i64) -> Vec<Val> {
-        let row = self.lane_bits(e, 0, 4);
+        let row = lane_bits(e, self.lane, 0, 4);
         let first = e.int(16 * k, I32);
         let row = e.add(row, first);
-        let chunk = self.lane_bits(e, 4, 1);
+        let chunk = lane_bits(e, self.lane, 4, 1);
         let column = e.shr(self.column, 3);
         let chunk = e.add(chunk, column);
         let first = e.int(2 * pair, I32);
@@ -430,7 +430,7 @@ impl Warp {
 /// Fragments to the tile in shared memory: a thread holds columns 2 c and 2 c + 1 of rows g and g + 8.
 fn park(e: &mut Emit, t: &Tile, sums: &[Val]) {
     let warp = Warp::new(e, t.thread);
-    let (g, c) = (warp.lane_bits(e, 2, 3), warp.lane_bits(e, 0, 2));
+    let (g, c) = (lane_bits(e, warp.lane, 2, 3), lane_bits(e, warp.lane, 0, 2));
     let c = e.shl(c, 1);
     let n_tiles = WARP[1] / 8;
     for (i, pair) in sums.chunks(2).enumerate() {

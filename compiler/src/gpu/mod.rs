@@ -12,13 +12,14 @@ mod map;
 pub(crate) mod math;
 mod mma;
 mod ptx;
+mod sweep_mma;
 mod target;
 
 pub use target::Target;
 
 use ir::Size;
 use ir::plan::{Kernel, Plan};
-use runtime::artefact::{self, GpuKernel, Join};
+use runtime::artefact::{self, GpuKernel, Join, Variant};
 
 use crate::cpu::{CodeError, Compiled};
 use crate::pipeline;
@@ -28,6 +29,18 @@ pub struct Emitted {
     pub kernel: GpuKernel,
     /// (name, MLIR)
     pub functions: Vec<(String, String)>,
+}
+
+impl Emitted {
+    /// Another way that goes before those that are there; if it has no condition, nothing is left for them.
+    fn before_all(&mut self, variant: Variant, name: String, text: String, always: bool) {
+        if always {
+            self.kernel.variants.clear();
+            self.functions.clear();
+        }
+        self.kernel.variants.insert(0, variant);
+        self.functions.push((name, text));
+    }
 }
 
 /// Code for one target, and how its kernels are run.
@@ -95,18 +108,18 @@ pub fn emit(kernel: &Kernel, target: &Target) -> Result<Emitted, CodeError> {
         if let Some(even) = mma::takes(kernel, c) {
             let name = format!("{}_mma", kernel.name);
             let (variant, text) = mma::variant(kernel, c, &even, &name, target);
-            // Without a condition nothing is left for the other.
-            if even.is_empty() {
-                emitted.kernel.variants.clear();
-                emitted.functions.clear();
-            }
-            emitted.kernel.variants.insert(0, variant);
-            emitted.functions.push((name, text));
+            emitted.before_all(variant, name, text, even.is_empty());
         }
         return Ok(emitted);
     }
     if let Some(sweep) = &kernel.sweep {
-        return Ok(kernels::sweep::emit(kernel, sweep, target));
+        let mut emitted = kernels::sweep::emit(kernel, sweep, target);
+        if let Some(even) = sweep_mma::takes(kernel, sweep) {
+            let name = format!("{}_mma", kernel.name);
+            let (variant, text) = sweep_mma::variant(kernel, sweep, &even, &name, target);
+            emitted.before_all(variant, name, text, even.is_empty());
+        }
+        return Ok(emitted);
     }
     if kernel.sweep_gradient.is_some() {
         return Err(CodeError(format!(
