@@ -295,7 +295,46 @@ def check(folder):
     return 1 if failed else 0
 
 
+def measure(folder, names=None):
+    """Ours beside PyTorch's plain causal attention; the same tokens in all."""
+    import torch
+    from launch import Module, time
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    modules = [Module(f) for f in folder.split(",")]
+    print(torch.cuda.get_device_name(), "microseconds (TFLOP/s of plain causal, ratio to cuDNN)")
+    for d in (128, 64):
+        peers = {}
+        for t in (1024, 4096, 16384):
+            b = 16384 // t
+            flops = 4 * b * 16 * t * t / 2 * d
+            q, k, v = (torch.randn(b, h, t, d, device="cuda", dtype=torch.bfloat16) for h in (16, 8, 8))
+            row = [f"d {d} T {t:5}:"]
+
+            def show(name, s, base=None):
+                row.append(f"{name} {s * 1e6:.0f} ({flops / s * 1e-12:.0f}" + (f", {s / base:.3f})" if base else ")"))
+
+            base = None
+            for name, backend in (("cudnn", SDPBackend.CUDNN_ATTENTION), ("flash2", SDPBackend.FLASH_ATTENTION)):
+                with sdpa_kernel(backend):
+                    f = lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+                    seconds = time(f)
+                base = base or seconds
+                show(name, seconds)
+            for m, module in enumerate(modules):
+                for case in models():
+                    if case.d != d or not case.tokens or case.name not in module.kernels:
+                        continue
+                    held = case.tensors(b, t, t, t)
+                    x = [held[n][1] for n, _, _ in case.args()]
+                    held["start"][1].zero_()
+                    show(case.name + (f"/{m}" if len(modules) > 1 else ""), time(lambda: module.run(case.name, {"B": b, "T": t, "S": t, "C": t}, x)), base)
+            print(*row, flush=True)
+    return 0
+
+
 def main():
+    if sys.argv[1] == "time":
+        return measure(sys.argv[2])
     if sys.argv[1] == "kernels":
         pathlib.Path(sys.argv[2]).write_text(json.dumps([c.kernel() for c in [*cases(), *models()]]))
         return 0
