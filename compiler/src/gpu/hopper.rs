@@ -217,6 +217,22 @@ pub fn pack_bf16(e: &mut Emit, low: Val, high: Val) -> Val {
     e.op(I32, &format!("llvm.bitcast {x} : {two} to i32"))
 }
 
+/// What this thread wrote before is seen by who sees what it writes after, on the whole GPU; and the other way round.
+pub fn fence(e: &mut Emit) {
+    asm(e, "fence.acq_rel.gpu;", "~{memory}", &[], &[]);
+}
+
+/// Adds one to a counter in global memory; gives what was there, i32.
+pub fn count(e: &mut Emit, counter: Val) -> Val {
+    asm(
+        e,
+        "atom.acq_rel.gpu.global.add.u32 $0, [$1], 1;",
+        "=r,l,~{memory}",
+        &[counter],
+        &[I32],
+    )[0]
+}
+
 /// The larger, in one instruction.
 pub fn max(e: &mut Emit, a: Val, b: Val) -> Val {
     e.op(F32, &format!("llvm.intr.maxnum({a}, {b}) : (f32, f32) -> f32"))

@@ -3,6 +3,7 @@
 //! The meaning is `ir::plan::Sweep`'s. A way (`Emitted` with one variant) is taken if its conditions hold; the simple one always does.
 
 mod consumer;
+mod few;
 mod flash;
 mod producer;
 mod rows;
@@ -22,6 +23,11 @@ pub fn emit(kernel: &Kernel, sweep: &Sweep, target: &Target) -> Emitted {
         let name = format!("{}_mma", kernel.name);
         let (variant, text) = sweep_mma::variant(kernel, sweep, &even, &name, target);
         emitted.before_all(variant, name, text, even.is_empty());
+    }
+    let name = format!("{}_few", kernel.name);
+    if let Some((variant, text)) = few::variant(kernel, sweep, &name, target) {
+        let always = variant.multiples.is_empty();
+        emitted.before_all(variant, name, text, always);
     }
     let name = format!("{}_flash", kernel.name);
     if let Some((variant, text)) = flash::variant(kernel, sweep, &name, target) {
