@@ -1,8 +1,8 @@
 //! One typed function per instruction of Hopper's asynchronous units (sm_90a): barriers in shared memory, the copy engine, `wgmma`, and the
 //! registers' redistribution. Knows no tile and no kernel. Addresses of shared memory are i32.
 
-use super::ptx::{F32, I32, I64, asm};
-use crate::mlir::emit::{Elem, Emit, Ty, Val};
+use super::ptx::{F32, I32, asm};
+use crate::mlir::emit::{Emit, Val};
 
 /// A barrier for so many arrivals (8 bytes at `at`).
 pub fn init_barrier(e: &mut Emit, at: Val, arrivals: i64) {
@@ -115,18 +115,20 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// The descriptor of a matrix at `address` (i32), i64.
+    /// The lower half of the descriptor of a matrix at `address` (i32); what is known when compiling is the upper.
     pub fn at(self, e: &mut Emit, address: Val) -> Val {
+        let address = e.shr(address, 4);
+        let leading = e.int((self.leading >> 4) << 16, I32);
+        e.or(address, leading)
+    }
+
+    fn upper(self) -> i64 {
         let mode = match self.swizzle {
             128 => 1,
             64 => 2,
-            _ => 3i64,
+            _ => 3,
         };
-        let rest = (mode << 62) | ((self.stride >> 4) << 32) | ((self.leading >> 4) << 16);
-        let address = e.shr(address, 4);
-        let address = e.extend_unsigned(address, Elem::I64);
-        let rest = e.i64(rest);
-        e.or(address, rest)
+        mode << 30 | self.stride >> 4
     }
 }
 
@@ -139,8 +141,8 @@ pub struct Step {
 
 /// The left side of a product: 64 rows.
 pub enum Left<'a> {
-    /// A descriptor.
-    Shared(Val),
+    /// How it lies, and its descriptor.
+    Shared(Matrix, Val),
     /// Four i32 a step: the fragments of the PTX ISA, "Register fragments for wgmma.mma_async.m64nNk16".
     Registers(&'a [Val]),
 }
@@ -151,7 +153,7 @@ pub fn multiply(
     e: &mut Emit,
     columns: i64,
     left: Left,
-    b: Val,
+    (right, b): (Matrix, Val),
     steps: &[Step],
     turned: bool,
     acc: Option<&[Val]>,
@@ -171,22 +173,28 @@ pub fn multiply(
         place += 1;
         format!("${}", place - 1)
     };
-    let b = operand(b, "l");
-    let (a, fragments): (String, Vec<String>) = match left {
-        Left::Shared(a) => (operand(a, "l"), vec![]),
-        Left::Registers(list) => (String::new(), list.iter().map(|v| operand(*v, "r")).collect()),
+    let b = operand(b, "r");
+    let (a, fragments): (Option<(Matrix, String)>, Vec<String>) = match left {
+        Left::Shared(how, a) => (Some((how, operand(a, "r"))), vec![]),
+        Left::Registers(list) => (None, list.iter().map(|v| operand(*v, "r")).collect()),
     };
-    let mut text = "{ .reg .pred keep; .reg .b64 x, y; wgmma.fence.sync.aligned; ".to_string();
+    let mut text = "{ .reg .pred keep; .reg .b32 l; .reg .b64 x, y; wgmma.fence.sync.aligned; ".to_string();
+    let descriptor = |name: &str, how: Matrix, base: &str, bytes: i64| {
+        format!(
+            "add.s32 l, {base}, {}; mov.b64 {name}, {{l, {}}}; ",
+            bytes >> 4,
+            how.upper()
+        )
+    };
     for (i, step) in steps.iter().enumerate() {
         let keep = i64::from(i > 0 || acc.is_some());
-        text += &format!("setp.ne.b32 keep, {keep}, 0; add.s64 y, {b}, {}; ", step.b >> 4);
+        text += &format!("setp.ne.b32 keep, {keep}, 0; ");
+        text += &descriptor("y", right, &b, step.b);
         let shape = format!("wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.bf16.bf16");
         let turned = i64::from(turned);
-        if fragments.is_empty() {
-            text += &format!(
-                "add.s64 x, {a}, {}; {shape} {{{outputs}}}, x, y, keep, 1, 1, 0, {turned}; ",
-                step.a >> 4
-            );
+        if let Some((how, a)) = &a {
+            text += &descriptor("x", *how, a, step.a);
+            text += &format!("{shape} {{{outputs}}}, x, y, keep, 1, 1, 0, {turned}; ");
         } else {
             let a = fragments[4 * i..4 * i + 4].join(", ");
             text += &format!("{shape} {{{outputs}}}, {{{a}}}, y, keep, 1, 1, {turned}; ");
@@ -207,14 +215,10 @@ pub fn finish(e: &mut Emit, groups: i64, acc: &[Val]) -> Vec<Val> {
     asm(e, &text, &constraints.join(","), acc, &vec![F32; n])
 }
 
-/// Two f32 as bf16 in one i32, the first in the lower half.
+/// Two f32 as bf16 in one i32, the first in the lower half. Not by LLVM's intrinsic: it would carry the f32 through loops instead.
 pub fn pack_bf16(e: &mut Emit, low: Val, high: Val) -> Val {
-    let two = Ty::vector(Elem::BF16, 2);
-    let x = e.op(
-        two,
-        &format!("llvm.call_intrinsic \"llvm.nvvm.ff2bf16x2.rn\"({high}, {low}) : (f32, f32) -> {two}"),
-    );
-    e.op(I32, &format!("llvm.bitcast {x} : {two} to i32"))
+    let text = "llvm.inline_asm asm_dialect = att \"cvt.rn.bf16x2.f32 $0, $1, $2;\", \"=r,f,f\"";
+    e.op(I32, &format!("{text} {high}, {low} : (f32, f32) -> i32"))
 }
 
 /// What this thread wrote before is seen by who sees what it writes after, on the whole GPU; and the other way round.
@@ -247,9 +251,8 @@ pub fn any(e: &mut Emit, x: Val) -> Val {
     )
 }
 
-/// A descriptor so many bytes further on.
+/// A descriptor so many bytes (i32) further on.
 pub fn advance(e: &mut Emit, descriptor: Val, bytes: Val) -> Val {
     let bytes = e.shr(bytes, 4);
-    let bytes = e.extend_unsigned(bytes, I64.elem);
     e.add(descriptor, bytes)
 }

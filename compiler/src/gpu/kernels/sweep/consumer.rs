@@ -29,9 +29,9 @@ pub struct Consumer<'b, 'k> {
     pub thread: Val,
     pub lane: Val,
     /// Descriptors of the queries, and of the first stage of keys and values.
-    queries: Val,
-    keys: Val,
-    values: Val,
+    queries: (Matrix, Val),
+    keys: (Matrix, Val),
+    values: (Matrix, Val),
     /// Row - first column of the thread: what a distance is made of, i32.
     lead: Val,
 }
@@ -102,11 +102,10 @@ impl<'b, 'k> Consumer<'b, 'k> {
             leading: plan.values.bytes(KEYS),
             ..along(plan.values)
         };
-        let queries = along(plan.keys).at(e, queries);
-        let keys = b.address(e, plan.at_keys());
-        let keys = along(plan.keys).at(e, keys);
-        let values = b.address(e, plan.at_values());
-        let values = across.at(e, values);
+        let [keys, values] = [plan.at_keys(), plan.at_values()].map(|at| b.address(e, at));
+        let mut matrix = |how: Matrix, at: Val| (how, how.at(e, at));
+        let along = along(plan.keys);
+        let (queries, keys, values) = (matrix(along, queries), matrix(along, keys), matrix(across, values));
         let warp = e.shr(thread, 5);
         let first = e.shl(warp, 4);
         let row = e.shr(lane, 2);
@@ -517,8 +516,9 @@ impl<'b, 'k> Consumer<'b, 'k> {
         let is_first = std::mem::take(&mut s.fresh);
         let hard = checks == Keys::Checked || v.halves.contains(&Part::Edge);
         let weights = self.softmax(e, w.stream.scale, &mut s.acc, scores, is_first, hard);
+        let mut raw = weights.raw;
         if let Some(p) = &pending {
-            self.weighed(e, &mut s.acc, p);
+            raw = self.weighed(e, &mut s.acc, p, &raw);
         }
         if let (Some(risen), false) = (weights.risen, s.acc.o.is_empty()) {
             let factors = weights.factors;
@@ -530,7 +530,7 @@ impl<'b, 'k> Consumer<'b, 'k> {
         if self.b.plan.sums {
             let one = e.int(1, I32);
             s.pending = Some(Pending {
-                weights: weights.packed,
+                weights: raw.chunks(2).map(|p| hopper::pack_bf16(e, p[0], p[1])).collect(),
                 first: own[0] * HALF / 16,
                 count: e.sub(s.count, one),
                 last,
@@ -540,7 +540,7 @@ impl<'b, 'k> Consumer<'b, 'k> {
 
     /// Issues what is asked for in this consumer's turn.
     fn turn(&self, e: &mut Emit, f: impl FnOnce(&mut Emit)) {
-        if !self.b.plan.paired {
+        if !self.b.plan.paired || flag("NOTURN") {
             return f(e);
         }
         let mine = turn(e, self.number);
@@ -557,7 +557,7 @@ impl<'b, 'k> Consumer<'b, 'k> {
         let panels = self.b.plan.keys;
         let size = e.int(self.b.plan.key_bytes(), I32);
         let at = e.mul(stage, size);
-        let keys = hopper::advance(e, self.keys, at);
+        let keys = (self.keys.0, hopper::advance(e, self.keys.1, at));
         let rows = sides[0] * HALF * panels.swizzle();
         let steps: Vec<Step> = (0..panels.columns / 16)
             .map(|i| {
@@ -569,7 +569,8 @@ impl<'b, 'k> Consumer<'b, 'k> {
             })
             .collect();
         let columns = HALF * sides.len() as i64;
-        hopper::multiply(e, columns, Left::Shared(self.queries), keys, &steps, false, None)
+        let (how, queries) = self.queries;
+        hopper::multiply(e, columns, Left::Shared(how, queries), keys, &steps, false, None)
     }
 
     /// o + weights * values, on its way.
@@ -580,7 +581,7 @@ impl<'b, 'k> Consumer<'b, 'k> {
         hopper::wait(e, full, parity);
         let size = e.int(plan.value_bytes(), I32);
         let at = e.mul(stage, size);
-        let values = hopper::advance(e, self.values, at);
+        let values = (self.values.0, hopper::advance(e, self.values.1, at));
         let steps: Vec<Step> = (0..p.weights.len() as i64 / 4)
             .map(|i| Step {
                 a: 0,
@@ -591,20 +592,29 @@ impl<'b, 'k> Consumer<'b, 'k> {
         hopper::multiply(e, plan.cols(), Left::Registers(&p.weights), values, &steps, true, acc)
     }
 
-    /// Waits for it, and gives the stage back.
-    fn weighed(&self, e: &mut Emit, acc: &mut Acc, p: &Pending) {
-        acc.o = hopper::finish(e, 0, &acc.o);
+    /// Waits for it, and gives the stage back. The next weights (f32) are ready then, but not packed before: the registers of those that the
+    /// product reads must not be written while it runs.
+    fn weighed(&self, e: &mut Emit, acc: &mut Acc, p: &Pending, next: &[Val]) -> Vec<Val> {
+        let all: Vec<Val> = acc.o.iter().chain(next).copied().collect();
+        if flag("SPIN") && !next.is_empty() {
+            let (stage, parity) = self.b.stage(e, p.count);
+            let full = self.b.ring_barrier(e, stage, true, false);
+            hopper::wait(e, full, parity);
+        }
+        let all = hopper::finish(e, 0, &all);
+        acc.o = all[..acc.o.len()].to_vec();
         if p.last {
             let (stage, _) = self.b.stage(e, p.count);
             let empty = self.b.ring_barrier(e, stage, true, true);
             self.release(e, empty);
         }
+        all[acc.o.len()..].to_vec()
     }
 
     fn flush(&self, e: &mut Emit, s: &mut State) {
         if let Some(p) = s.pending.take() {
             s.acc.o = self.weigh(e, &s.acc.o, &p);
-            self.weighed(e, &mut s.acc, &p);
+            self.weighed(e, &mut s.acc, &p, &[]);
         }
     }
 
@@ -696,7 +706,7 @@ impl<'b, 'k> Consumer<'b, 'k> {
         let mut risen = None;
         let mut factors = [scale; 2];
         if !first {
-            let lag = e.f32(LAG, F32);
+            let lag = e.f32(if flag("NOLAG") { 0.0 } else { LAG }, F32);
             let mut some = None;
             for row in 0..2 {
                 highest[row] = hopper::max(e, acc.max[row], highest[row]);
@@ -748,13 +758,13 @@ impl<'b, 'k> Consumer<'b, 'k> {
             };
             acc.max[row] = highest[row];
         }
-        let packed = weights.chunks(2).map(|p| hopper::pack_bf16(e, p[0], p[1])).collect();
-        Weights { packed, risen, factors }
+        let raw = weights;
+        Weights { raw, risen, factors }
     }
 }
 
 struct Weights {
-    packed: Vec<Val>,
+    raw: Vec<Val>,
     /// Must what was there be scaled, i1, and by what?
     risen: Option<Val>,
     factors: [Val; 2],
@@ -775,4 +785,8 @@ fn tree(e: &mut Emit, values: &[Val], f: fn(&mut Emit, Val, Val) -> Val) -> Val 
     }
     let (a, b) = (f(e, sums[0], sums[1]), f(e, sums[2], sums[3]));
     f(e, a, b)
+}
+
+pub fn flag(name: &str) -> bool {
+    std::env::var(name).is_ok()
 }
