@@ -80,41 +80,41 @@ impl State {
         spec.shape.iter().map(|n| eval(n, &sizes)).collect()
     }
 
-    /// The state's numbers, widened to f32.
-    pub fn read(&self, name: &str) -> Option<Output> {
-        let at = self.specs.iter().position(|s| s.name == name)?;
-        let shape = self.shape(name)?;
-        let data = widened(
-            &self.buffers[at],
-            shape.iter().product::<i64>() as usize,
-            self.specs[at].dtype,
-        );
-        Some(Output { shape, data })
+    /// Numbers of an f32 state from `first` on, as many as `out` has. In pieces, so that a large state is not held twice.
+    pub fn read(&self, name: &str, first: usize, out: &mut [f32]) -> Result<(), RuntimeError> {
+        let from = self.place(name, first, out.len())?;
+        // The numbers are there, as was checked.
+        unsafe { std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len()) };
+        Ok(())
     }
 
-    /// Replaces an f32 state.
-    pub fn write(&mut self, name: &str, values: &[f32]) -> Result<(), RuntimeError> {
+    /// Replaces numbers of an f32 state from `first` on.
+    pub fn write(&mut self, name: &str, first: usize, values: &[f32]) -> Result<(), RuntimeError> {
+        let to = self.place(name, first, values.len())?;
+        // The buffer is ours alone, and has the room, as was checked.
+        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len()) };
+        Ok(())
+    }
+
+    /// Where `count` numbers of an f32 state lie from `first` on.
+    fn place(&self, name: &str, first: usize, count: usize) -> Result<*mut f32, RuntimeError> {
         let failed = |reason: String| RuntimeError::Tensor {
             name: name.to_string(),
             reason,
         };
         let at = self.specs.iter().position(|s| s.name == name);
         let at = at.ok_or_else(|| failed("the code has no such state".to_string()))?;
-        let (spec, sizes) = (&self.specs[at], self.sizes());
-        let wanted = elements(&spec.shape, &sizes);
-        if spec.dtype != DType::F32 || wanted != Some(values.len() as i64) {
+        let spec = &self.specs[at];
+        let there = elements(&spec.shape, &self.sizes()).and_then(|n| usize::try_from(n).ok());
+        let end = first.checked_add(count);
+        if spec.dtype != DType::F32 || end.is_none_or(|end| there.is_none_or(|n| end > n)) {
             let reason = format!(
-                "{} f32 values do not fit {:?} {:?}",
-                values.len(),
-                spec.dtype,
-                spec.shape
+                "{count} f32 values from {first} on do not fit {:?} {:?}",
+                spec.dtype, spec.shape
             );
             return Err(failed(reason));
         }
-        let to = self.buffers[at].mut_ptr().cast::<f32>();
-        // The buffer is ours alone, f32, and as long as was checked.
-        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len()) };
-        Ok(())
+        Ok(unsafe { self.buffers[at].mut_ptr().cast::<f32>().add(first) })
     }
 }
 

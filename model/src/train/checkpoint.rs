@@ -7,20 +7,20 @@
 //! then the old one is renamed to `.NAME.old` and the new one to its name. Between these two there is no folder of that name, but `.old`
 //! is complete, and [`find`] puts it back. Whoever calls sees to it that only one run writes at a time.
 
-use std::borrow::Cow;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 use runtime::engine::State;
 use runtime::weights::Checkpoint;
-use safetensors::View;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use super::Recipe;
 use crate::graph::training::PARAM;
+use crate::write::{self, WriteError};
 
 /// The file of a checkpoint that `--resume` reads.
 pub const STATE_FILE: &str = "training.safetensors";
@@ -38,6 +38,8 @@ pub enum CheckpointError {
     #[error("{path}: {reason}", path = path.display())]
     File { path: PathBuf, reason: String },
     #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error(transparent)]
     Runtime(#[from] runtime::RuntimeError),
 }
 
@@ -53,15 +55,39 @@ fn file_error(path: &Path, reason: impl ToString) -> CheckpointError {
     }
 }
 
+/// Numbers of a state, piece by piece.
+pub(super) fn pieces<'a>(
+    state: &'a State,
+    name: &'a str,
+) -> impl Iterator<Item = Result<Vec<f32>, runtime::RuntimeError>> + 'a {
+    split(state, name).map(|(first, count)| {
+        let mut piece = vec![0.0; count];
+        state.read(name, first, &mut piece).map(|()| piece)
+    })
+}
+
+/// The places and lengths of a state's pieces.
+fn split(state: &State, name: &str) -> impl Iterator<Item = (usize, usize)> + use<> {
+    let shape = state.shape(name).unwrap_or_default();
+    let all = shape.iter().product::<i64>() as usize;
+    const COUNT: usize = write::PIECE / 4;
+    (0..all)
+        .step_by(COUNT)
+        .map(move |first| (first, COUNT.min(all - first)))
+}
+
 /// Sets the trained tensors to the checkpoint's values.
 pub fn begin(state: &mut State, base: &Checkpoint) -> Result<(), CheckpointError> {
     let names: Vec<String> = state.names().map(String::from).collect();
+    let mut room = vec![0.0; write::PIECE / 4];
     for name in names {
-        if let Some(tensor) = name.strip_prefix(PARAM) {
-            let values = base
-                .floats(tensor)
-                .ok_or_else(|| file_error(base.path(), format!("no tensor {tensor}")))?;
-            state.write(&name, &values)?;
+        let Some(tensor) = name.strip_prefix(PARAM) else {
+            continue;
+        };
+        for (first, count) in split(state, &name) {
+            base.read(tensor, first, &mut room[..count])
+                .ok_or_else(|| file_error(base.path(), format!("no tensor {tensor}, or not of the model's shape")))?;
+            state.write(&name, first, &room[..count])?;
         }
     }
     Ok(())
@@ -159,14 +185,10 @@ fn write_draft(
     }
     let mut parts = vec![];
     for prefix in [PARAM, MOMENT, "v."] {
-        parts.extend(
-            trained
-                .iter()
-                .filter_map(|t| Part::state(state, &format!("{prefix}{t}"))),
-        );
+        let names = trained.iter().map(|t| format!("{prefix}{t}"));
+        parts.extend(names.filter_map(|name| Some((name.clone(), of_state(state, name)?))));
     }
-    let parts = parts.into_iter().map(|p| (p.name().to_string(), p)).collect();
-    save(&draft.join(STATE_FILE), parts, ("step", &step.to_string()))?;
+    save(&draft.join(STATE_FILE), ("step", &step.to_string()), parts)?;
     let path = draft.join(RECIPE_FILE);
     let text = toml::to_string(recipe).map_err(|e| file_error(&path, e))?;
     fs::write(&path, text).map_err(io(&path))?;
@@ -174,81 +196,41 @@ fn write_draft(
     flush(draft)
 }
 
-/// A tensor of a file that is written. States are read when it is their turn: a large model is not held twice.
-enum Part<'a> {
-    /// As it stands in a file that is mapped; from where on.
-    Kept {
-        view: TensorView<'a>,
-        file: &'a fs::File,
-        offset: usize,
-    },
-    State {
-        state: &'a State,
-        name: String,
-        shape: Vec<usize>,
-    },
+/// A state as a tensor of a file that is written.
+fn of_state(state: &State, name: String) -> Option<write::Tensor<'_>> {
+    let shape = state.shape(&name)?.iter().map(|n| *n as usize).collect();
+    let write = move |out: &mut dyn Write| {
+        pieces(state, &name).try_for_each(|piece| write::floats(out, &piece.map_err(std::io::Error::other)?))
+    };
+    Some(write::Tensor {
+        dtype: Dtype::F32,
+        shape,
+        write: Box::new(write),
+    })
 }
 
-impl<'a> Part<'a> {
-    fn state(state: &'a State, name: &str) -> Option<Part<'a>> {
-        Some(Part::State {
-            state,
-            name: name.to_string(),
-            shape: state.shape(name)?.iter().map(|n| *n as usize).collect(),
-        })
-    }
-
-    fn name(&self) -> &str {
-        match self {
-            Part::Kept { .. } => "",
-            Part::State { name, .. } => name,
+/// A tensor as it stands in a file, from where on. Read, not taken from a map: a map's pages would stay with the process, all of the
+/// model in the end.
+fn of_file<'a>(file: &'a fs::File, offset: usize, view: &TensorView) -> write::Tensor<'a> {
+    let end = offset + view.data().len();
+    let write = move |out: &mut dyn Write| {
+        let mut room = vec![0; write::PIECE];
+        for at in (offset..end).step_by(write::PIECE) {
+            let piece = &mut room[..write::PIECE.min(end - at)];
+            file.read_exact_at(piece, at as u64)?;
+            out.write_all(piece)?;
         }
-    }
-}
-
-impl View for Part<'_> {
-    fn dtype(&self) -> Dtype {
-        match self {
-            Part::Kept { view, .. } => view.dtype(),
-            Part::State { .. } => Dtype::F32,
-        }
-    }
-
-    fn shape(&self) -> &[usize] {
-        match self {
-            Part::Kept { view, .. } => view.shape(),
-            Part::State { shape, .. } => shape,
-        }
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        match self {
-            Part::Kept { view, file, offset } => {
-                // Read, not taken from the map: a map's pages would stay with the process, all of the model in the end.
-                let mut bytes = vec![0; view.data().len()];
-                match file.read_exact_at(&mut bytes, *offset as u64) {
-                    Ok(()) => bytes.into(),
-                    Err(_) => view.data().into(),
-                }
-            }
-            Part::State { state, name, .. } => {
-                let values = state.read(name).map(|v| v.data).unwrap_or_default();
-                values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>().into()
-            }
-        }
-    }
-
-    fn data_len(&self) -> usize {
-        match self {
-            Part::Kept { view, .. } => view.data().len(),
-            Part::State { shape, .. } => 4 * shape.iter().product::<usize>(),
-        }
+        Ok(())
+    };
+    write::Tensor {
+        dtype: view.dtype(),
+        shape: view.shape().to_vec(),
+        write: Box::new(write),
     }
 }
 
-fn save(path: &Path, parts: Vec<(String, Part)>, fact: (&str, &str)) -> Result<(), CheckpointError> {
-    let metadata = HashMap::from([(fact.0.to_string(), fact.1.to_string())]);
-    safetensors::serialize_to_file(parts, Some(metadata), path).map_err(|e| file_error(path, e))?;
+fn save(path: &Path, fact: (&str, &str), parts: Vec<(String, write::Tensor)>) -> Result<(), CheckpointError> {
+    write::tensors(path, fact, parts)?;
     flush(path)
 }
 
@@ -262,18 +244,14 @@ fn rewrite(from: &Path, to: &Path, trained: &BTreeSet<String>, state: &State) ->
     for (name, view) in old.iter() {
         let new = trained
             .contains(name)
-            .then(|| Part::state(state, &format!("{PARAM}{name}")))
-            .flatten();
+            .then(|| of_state(state, format!("{PARAM}{name}")));
+        let new = new.flatten();
         any |= new.is_some();
-        let kept = Part::Kept {
-            offset: view.data().as_ptr() as usize - map.as_ptr() as usize,
-            view,
-            file: &file,
-        };
-        parts.push((name.to_string(), new.unwrap_or(kept)));
+        let offset = view.data().as_ptr() as usize - map.as_ptr() as usize;
+        parts.push((name.to_string(), new.unwrap_or_else(|| of_file(&file, offset, &view))));
     }
     if any {
-        save(to, parts, ("format", "pt"))?;
+        save(to, write::PYTORCH, parts)?;
     }
     Ok(any)
 }
@@ -328,11 +306,17 @@ pub fn resume(state: &mut State, base: &Checkpoint, folder: &Path) -> Result<u64
                 );
                 return Err(file_error(&path, reason));
             }
-            let words = view
-                .data()
-                .chunks_exact(4)
-                .map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]]));
-            state.write(&name, &words.collect::<Vec<f32>>())?;
+            let mut at = (view.data().as_ptr() as usize - map.as_ptr() as usize) as u64;
+            let mut room = vec![0; write::PIECE];
+            for (first, count) in split(state, &name) {
+                let bytes = &mut room[..4 * count];
+                file.read_exact_at(bytes, at).map_err(io(&path))?;
+                at += bytes.len() as u64;
+                let words = bytes
+                    .chunks_exact(4)
+                    .map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]]));
+                state.write(&name, first, &words.collect::<Vec<f32>>())?;
+            }
         }
     }
     Ok(step)
