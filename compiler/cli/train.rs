@@ -204,6 +204,7 @@ impl Args {
         };
         let module = model::graph::training::training(&source.config, &options, &objective, recipe.accumulate > 1)?;
         let artefact = source.compile_module(module, &request)?;
+        trim();
         let threads = self.common.threads();
         let engine = Engine::load(&artefact, &source.checkpoint, Options { threads })?;
         let mut trainer = Trainer::new(&engine, recipe.clone(), train, source.config.vocab)?;
@@ -266,6 +267,14 @@ impl Args {
         }
         Ok(())
     }
+}
+
+/// Gives back what tokenising and compiling have freed: the allocator would keep it beside all that the plan counts.
+fn trim() {
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0)
+    };
 }
 
 /// The process's largest resident set so far, as Linux tells it.

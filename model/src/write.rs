@@ -54,12 +54,15 @@ pub(crate) fn json(path: &Path, value: &Value) -> Result<(), WriteError> {
     fs::write(path, format!("{value:#}\n")).map_err(io_error(path))
 }
 
+/// Writes a tensor's bytes.
+pub(crate) type WriteBytes<'a> = Box<dyn Fn(&mut dyn Write) -> io::Result<()> + 'a>;
+
 /// A tensor whose bytes are made when they are written, so that neither a file nor a large tensor lies in memory as a whole.
 pub(crate) struct Tensor<'a> {
     pub dtype: Dtype,
     pub shape: Vec<usize>,
     /// Writes as many bytes as type and shape ask for.
-    pub write: Box<dyn Fn(&mut dyn Write) -> io::Result<()> + 'a>,
+    pub write: WriteBytes<'a>,
 }
 
 impl Tensor<'_> {
