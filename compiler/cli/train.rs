@@ -200,6 +200,7 @@ impl Args {
             context: recipe.context,
             wanted: &wanted,
             memory: self.memory_limit.unwrap_or(u64::MAX),
+            logits: request.logits(),
             rewrite: &rewrite,
         };
         let module = model::graph::training::training(&source.config, &options, &objective, recipe.accumulate > 1)?;
