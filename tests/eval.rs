@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use compiler::cpu::Target;
+use compiler::Target;
 use compiler::pipeline::{self, ModelFacts};
 use ir::DType;
 use model::graph::gates;
@@ -145,7 +145,7 @@ fn gates_match_the_reference() {
                 emit: vec![],
             };
             let artefact = pipeline::compile(module, &facts, &options).unwrap().0;
-            let engine = Engine::load(&artefact, &checkpoint, runtime::Options { threads: 2 }).unwrap();
+            let engine = Engine::load(&artefact, &checkpoint, runtime::Options::cpu(2)).unwrap();
             let inputs = [("tokens", Input::I32(&tokens)), ("targets", Input::I32(&ahead))];
             let found = engine
                 .call("gates", &[("B", b as i64), ("T", t as i64)], &inputs, None)

@@ -43,7 +43,7 @@ fn run(path: &Path) -> String {
         }
         "plan" => write!(out, "{}", passes::schedule(&module, argument, &FUSED).unwrap()).unwrap(),
         "mlir" => {
-            let target = Target::by_name("x86-64-v4+bf16").unwrap();
+            let target = Target::ALL.iter().find(|t| t.name == "x86-64-v4+bf16").unwrap();
             for kernel in &passes::schedule(&module, argument, &FUSED).unwrap().kernels {
                 out += &emit(kernel, &target);
             }

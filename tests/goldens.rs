@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use compiler::cpu::Target;
+use compiler::Target;
 use compiler::pipeline::{self, ModelFacts};
 use ir::DType;
 use model::{Config, generate};
@@ -161,7 +161,7 @@ fn position(g: &Golden, at: usize) -> Vec<f32> {
 fn logits_loss_and_decoding_match_the_reference_in_f32() {
     for folder in folders() {
         let (artefact, config, checkpoint) = compile(&folder, DType::F32, vec![Target::native().unwrap()]);
-        let engine = Engine::load(&artefact, &checkpoint, runtime::Options { threads: 2 }).unwrap();
+        let engine = Engine::load(&artefact, &checkpoint, runtime::Options::cpu(2)).unwrap();
         for g in goldens(&folder) {
             let logits = generate::logits(&engine, &config, CONTEXT as usize, &g.tokens).unwrap();
             let e = error(&logits, &g.logits);
@@ -189,7 +189,7 @@ fn logits_loss_and_decoding_match_the_reference_in_f32() {
 
 #[test]
 fn every_target_that_runs_here_agrees() {
-    for target in Target::ALL {
+    for target in compiler::cpu::Target::ALL {
         if !runtime::container::missing_features(&target.required_features()).is_empty() {
             eprintln!("{}: not run, this CPU lacks it", target.name);
             continue;
@@ -197,8 +197,8 @@ fn every_target_that_runs_here_agrees() {
         for name in ["layer-d128", "restart-kv1-d64", "layer-untied-f16"] {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name);
             for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 3e-2)] {
-                let (artefact, config, checkpoint) = compile(&folder, dtype, vec![target.clone()]);
-                let engine = Engine::load(&artefact, &checkpoint, runtime::Options { threads: 1 }).unwrap();
+                let (artefact, config, checkpoint) = compile(&folder, dtype, vec![Target::Cpu(target.clone())]);
+                let engine = Engine::load(&artefact, &checkpoint, runtime::Options::cpu(1)).unwrap();
                 for g in goldens(&folder) {
                     let logits = generate::logits(&engine, &config, CONTEXT as usize, &g.tokens).unwrap();
                     let e = error(&logits, &g.logits);
@@ -221,7 +221,7 @@ fn bf16_errs_at_most_twice_as_much_as_pytorch() {
         let name = case["name"].as_str().unwrap();
         let file = format!("{name}/{}", case["file"].as_str().unwrap());
         let (artefact, config, checkpoint) = compile(&all.join(name), DType::BF16, vec![Target::native().unwrap()]);
-        let engine = Engine::load(&artefact, &checkpoint, runtime::Options { threads: 2 }).unwrap();
+        let engine = Engine::load(&artefact, &checkpoint, runtime::Options::cpu(2)).unwrap();
         let g = goldens(&all.join(name)).into_iter().find(|g| g.name == file).unwrap();
         let logits = generate::logits(&engine, &config, CONTEXT as usize, &g.tokens).unwrap();
         let pytorch = (case["max_error"].as_f64().unwrap() / case["max_logit"].as_f64().unwrap()) as f32;
@@ -239,7 +239,7 @@ fn threads_and_batch_neighbours_do_not_change_a_bit() {
     let (artefact, config, checkpoint) = compile(&folder, DType::F32, vec![Target::native().unwrap()]);
     let engines: Vec<Engine> = [1, 2, 5]
         .iter()
-        .map(|&threads| Engine::load(&artefact, &checkpoint, runtime::Options { threads }).unwrap())
+        .map(|&threads| Engine::load(&artefact, &checkpoint, runtime::Options::cpu(threads)).unwrap())
         .collect();
     for g in goldens(&folder) {
         let of = |e: &Engine, tokens: &[Vec<u32>]| generate::logits(e, &config, CONTEXT as usize, tokens).unwrap();
@@ -320,7 +320,7 @@ fn gradients_match_the_reference() {
             let targets = vec![Target::native().unwrap()];
             let (artefact, config, checkpoint) = compile_graph(&folder, dtype, targets, &["gradients"], &build);
             let run = |threads: usize| {
-                let engine = Engine::load(&artefact, &checkpoint, runtime::Options { threads }).unwrap();
+                let engine = Engine::load(&artefact, &checkpoint, runtime::Options::cpu(threads)).unwrap();
                 model::gradients::gradients(&engine, &config, CONTEXT as usize, &tokens).unwrap()
             };
             let found = run(2);

@@ -4,7 +4,7 @@
 //!
 //! Programs take turns in one process; times are the kernels' own (the casts of the inputs left out), the best of all rounds.
 
-use compiler::cpu::Target;
+use compiler::Target;
 use compiler::pipeline::{self, ModelFacts};
 use ir::{DType, Dim, Function, Module, Param, TensorType, ValueId};
 use passes::Program;
@@ -96,7 +96,7 @@ fn main() {
             let (artefact, _) = pipeline::compile(module, &facts, &options).expect("it compiles");
             (
                 name,
-                Engine::load(&artefact, &checkpoint, Options { threads }).expect("it loads"),
+                Engine::load(&artefact, &checkpoint, Options::cpu(threads)).expect("it loads"),
             )
         })
         .collect();

@@ -79,7 +79,7 @@ fn answer(
 ) -> Result<String, Box<dyn std::error::Error>> {
     let kernel = kernel(k, n, dtype);
     let compiled = compile_kernels(std::slice::from_ref(&kernel), target, false)?;
-    let code = runtime::elf::Code::load(&compiled.object)?;
+    let code = runtime::elf::Code::load(&compiled.code)?;
     let run = code.kernel("matmul").ok_or("no kernel")?;
     let bytes = |rows: i64, cols: i64| (rows * cols * dtype.bytes()) as usize;
     let weight = bytes((n + 63) / 64 * 64, (k + 1) / 2 * 2);

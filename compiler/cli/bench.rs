@@ -89,8 +89,9 @@ impl Args {
             let one = |i: i64, state: &mut runtime::State| {
                 let (token, at) = (vec![(i % 100) as i32; b as usize], vec![(t + i) as i32; b as usize]);
                 let inputs = [("tokens", Input::I32(&token)), ("start", Input::I32(&at))];
+                let keys = engine.keys(t + i + 1, state.capacity);
                 engine
-                    .call("decode", &[("B", b), ("S", t + i + 1)], &inputs, Some(state))
+                    .call("decode", &[("B", b), ("S", keys)], &inputs, Some(state))
                     .map(|_| ())
             };
             let start = Instant::now();
@@ -126,7 +127,8 @@ impl Args {
             let report = serde_json::json!({
                 "prefill_tok_s": (b * t) as f64 / best(&prefill), "decode_tok_s": b as f64 / best(&decode),
                 "prefill_tok_s_median": (b * t) as f64 / median(&prefill), "decode_tok_s_median": b as f64 / median(&decode),
-                "context": t, "batch": b, "threads": engine.threads(), "target": engine.target(),
+                "context": t, "batch": b, "machine": engine.machine(), "threads": self.common.threads(),
+                "target": engine.target(),
                 "read_gb_s": read_rate, "decode_weight_gb_s": weight_rate, "decode_of_read": weight_rate / read_rate,
                 "weight_bytes": usage.weights, "arena_bytes": usage.arena,
                 "prefill_kernels": kernels(&tables[0]), "decode_kernels": kernels(&tables[1]),
@@ -135,8 +137,8 @@ impl Args {
             return Ok(());
         }
         println!(
-            "{} threads, {}, {b} x {t} tokens; best of {} (median)",
-            engine.threads(),
+            "{}, {}, {b} x {t} tokens; best of {} (median)",
+            engine.machine(),
             engine.target(),
             self.runs
         );

@@ -7,12 +7,11 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::bail;
-use compiler::cpu::Target;
 use ir::plan::count::Work;
 use ir::{DType, Dim, Function, Module, Param, Sizes, TensorType};
 use passes::{Program, SWITCHES};
 use runtime::Input;
-use runtime::engine::{Engine, Options, State};
+use runtime::engine::{Engine, State};
 
 use crate::options::Common;
 use crate::session::{Request, Source};
@@ -46,6 +45,8 @@ pub struct Report {
     pub mode: String,
     pub dtype: &'static str,
     pub threads: usize,
+    /// What runs it: threads, or a GPU's name.
+    pub machine: String,
     pub target: &'static str,
     pub matmul_gflop_s: f64,
     pub read_gb_s: f64,
@@ -71,18 +72,17 @@ pub fn run(model: &Path, contexts: &[i64], rounds: u32, ablate: bool, common: &C
     let request = |program: &Program| -> anyhow::Result<Request> {
         Ok(Request {
             entries: ENTRIES.map(String::from).to_vec(),
-            targets: vec![Target::native()?],
-            dtype: common.dtype.map_or(DType::F32, |t| t.dtype()),
+            targets: vec![common.target()?],
+            dtype: common.dtype(),
             max_context: longest + STEPS,
             program: program.clone(),
             emit: vec![],
         })
     };
-    let threads = common.threads();
     let runner = |program: Program, context: i64| -> anyhow::Result<Runner> {
         let request = request(&program)?;
         let (artefact, _) = source.compile(&request)?;
-        let engine = Engine::load(&artefact, &source.checkpoint, Options { threads })?;
+        let engine = Engine::load(&artefact, &source.checkpoint, common.engine())?;
         let state = engine.new_state(1, longest + STEPS)?;
         let mut work = vec![];
         for (plan, tokens) in source.plans(&request)?.iter().zip([context, 1]) {
@@ -97,13 +97,14 @@ pub fn run(model: &Path, contexts: &[i64], rounds: u32, ablate: bool, common: &C
             work,
         })
     };
-    let (matmul, read) = ceilings(&source, &request(&Program::fused())?, threads)?;
+    let (matmul, read, machine) = ceilings(&source, &request(&Program::fused())?, common)?;
     let mut report = Report {
         model: model.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         mode: format!("{:?}", source.config.attention.mode).to_lowercase(),
-        dtype: common.dtype.map_or(DType::F32, |t| t.dtype()).name(),
-        threads,
-        target: Target::native()?.name,
+        dtype: common.dtype().name(),
+        threads: common.threads(),
+        machine,
+        target: common.target()?.name(),
         matmul_gflop_s: 1e-9 * matmul,
         read_gb_s: 1e-9 * read,
         rows: vec![],
@@ -168,7 +169,8 @@ impl Runner {
         for i in 0..STEPS {
             let (token, at) = ([(i % vocab) as i32], [(context + i) as i32]);
             let inputs = [("tokens", Input::I32(&token)), ("start", Input::I32(&at))];
-            let sizes = [("B", 1), ("S", context + i + 1)];
+            let keys = self.engine.keys(context + i + 1, self.state.capacity);
+            let sizes = [("B", 1), ("S", keys)];
             self.engine.call("decode", &sizes, &inputs, Some(&mut self.state))?;
         }
         Ok([prefill, start.elapsed().as_secs_f64() / STEPS as f64])
@@ -186,7 +188,7 @@ fn median(v: &[f64]) -> f64 {
 }
 
 /// Operations and bytes in a second: a chain of the model's own large matmuls, and the weights only read.
-fn ceilings(source: &Source, request: &Request, threads: usize) -> anyhow::Result<(f64, f64)> {
+fn ceilings(source: &Source, request: &Request, common: &Common) -> anyhow::Result<(f64, f64, String)> {
     const ROWS: i64 = 512;
     const PAIRS: i64 = 8;
     let (hidden, inner) = (source.config.hidden, source.config.intermediate);
@@ -213,7 +215,7 @@ fn ceilings(source: &Source, request: &Request, threads: usize) -> anyhow::Resul
         ..*request
     };
     let artefact = source.compile_module(Module { functions: vec![f] }, &request)?;
-    let engine = Engine::load(&artefact, &source.checkpoint, Options { threads })?;
+    let engine = Engine::load(&artefact, &source.checkpoint, common.engine())?;
     // Zeros: the sums of a long chain stay finite, and no multiplier is faster for it.
     let x = vec![0.0; (ROWS * hidden) as usize];
     let (mut fastest, mut reading) = (f64::INFINITY, f64::INFINITY);
@@ -224,14 +226,15 @@ fn ceilings(source: &Source, request: &Request, threads: usize) -> anyhow::Resul
     }
     let whole = source.compile_module(reader(source, &request), &request);
     let engine = match whole {
-        Ok(artefact) => Engine::load(&artefact, &source.checkpoint, Options { threads })?,
+        Ok(artefact) => Engine::load(&artefact, &source.checkpoint, common.engine())?,
         Err(_) => engine,
     };
     for _ in 0..6 {
         let (bytes, time) = engine.read_weights();
         reading = reading.min(time.as_secs_f64() / bytes.max(1) as f64);
     }
-    Ok(((4 * PAIRS * ROWS * hidden * inner) as f64 / fastest, 1.0 / reading))
+    let matmul = (4 * PAIRS * ROWS * hidden * inner) as f64 / fastest;
+    Ok((matmul, 1.0 / reading, engine.machine()))
 }
 
 /// A module that holds the projections of all layers, so that reading them exceeds every cache.
@@ -258,8 +261,8 @@ fn reader(source: &Source, request: &Request) -> Module {
 impl Report {
     pub fn print(&self) {
         println!(
-            "{} ({}), {}, {} threads, {}; matmul {:.0} GFLOP/s, reading {:.1} GB/s in this run",
-            self.model, self.mode, self.dtype, self.threads, self.target, self.matmul_gflop_s, self.read_gb_s
+            "{} ({}), {}, {}, {}; matmul {:.0} GFLOP/s, reading {:.1} GB/s in this run",
+            self.model, self.mode, self.dtype, self.machine, self.target, self.matmul_gflop_s, self.read_gb_s
         );
         println!(
             "{:26} {:8} {:>7} {:>10} {:>8} {:>10} {:>9} {:>8} {:>9} {:>8}",

@@ -16,7 +16,7 @@ pub struct Args {
     /// The artefact to write
     #[arg(short, long)]
     output: PathBuf,
-    /// x86-64-v3, x86-64-v4, x86-64-v4+bf16; may be given several times [default: this machine]
+    /// x86-64-v3, x86-64-v4, x86-64-v4+bf16, sm_80, sm_90a; may be given several times [default: this machine]
     #[arg(long)]
     target: Vec<String>,
     /// prefill, decode, logits, loss; may be given several times [default: all]
@@ -72,7 +72,7 @@ impl Args {
         artefact.write(&self.output)?;
         times.push(("write".to_string(), writing.elapsed()));
         let total = start.elapsed();
-        let targets: Vec<&str> = request.targets.iter().map(|t| t.name).collect();
+        let targets: Vec<&str> = request.targets.iter().map(|t| t.name()).collect();
         let bytes = std::fs::metadata(&self.output)?.len();
         if self.json {
             let stages: serde_json::Map<_, _> = times

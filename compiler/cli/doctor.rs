@@ -1,6 +1,7 @@
 //! `loopc doctor`: what this machine can compile for and run on, and what is missing.
 
 use compiler::cpu::Target;
+use runtime::engine::device;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -23,6 +24,7 @@ impl Args {
             })
             .collect();
         let cache = crate::cache::folder();
+        let gpus = device::gpus();
         if self.json {
             let targets: Vec<_> = targets
                 .iter()
@@ -30,7 +32,7 @@ impl Args {
                 .collect();
             let report = serde_json::json!({
                 "version": env!("CARGO_PKG_VERSION"), "cores": cores, "native": native.ok(), "targets": targets,
-                "cuda": serde_json::Value::Null, "cache": cache,
+                "cuda": cuda(&gpus), "cache": cache,
             });
             println!("{report}");
             return Ok(());
@@ -51,8 +53,46 @@ impl Args {
         if let Err(e) = native {
             println!("  this machine runs none of them: {e}");
         }
-        println!("  cuda             not supported by this version");
+        match &gpus {
+            Ok(all) => {
+                for (number, gpu) in all.iter().enumerate() {
+                    println!("  {:16} {}", format!("cuda:{number}"), described(gpu));
+                }
+            }
+            Err(why) => println!("  {why}"),
+        }
         println!("compiled models are cached in {}", cache.display());
         Ok(())
+    }
+}
+
+fn described(gpu: &device::Gpu) -> String {
+    let ((major, minor), driver) = (gpu.capability, gpu.driver);
+    let target = match gpu.target() {
+        Some(target) => format!("{target} compiles and runs here"),
+        None => "too old: loopc compiles for compute capability 8.0 and newer".to_string(),
+    };
+    format!(
+        "{target}: {}, {:.1} GiB, {} multiprocessors, compute capability {major}.{minor}, driver for CUDA {}.{}",
+        gpu.name,
+        gpu.memory as f64 / (1u64 << 30) as f64,
+        gpu.multiprocessors,
+        driver.0,
+        driver.1
+    )
+}
+
+/// A list of devices, or the reason why there is none.
+fn cuda(gpus: &Result<Vec<device::Gpu>, runtime::RuntimeError>) -> serde_json::Value {
+    let one = |(number, gpu): (usize, &device::Gpu)| {
+        let pair = |(a, b): (u32, u32)| format!("{a}.{b}");
+        serde_json::json!({
+            "device": format!("cuda:{number}"), "name": gpu.name, "memory_bytes": gpu.memory, "target": gpu.target(),
+            "multiprocessors": gpu.multiprocessors, "compute_capability": pair(gpu.capability), "driver_cuda": pair(gpu.driver),
+        })
+    };
+    match gpus {
+        Ok(all) => all.iter().enumerate().map(one).collect(),
+        Err(why) => serde_json::json!({ "missing": why.to_string() }),
     }
 }

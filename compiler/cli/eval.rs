@@ -4,12 +4,10 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use compiler::cpu::Target;
 use indicatif::{ProgressBar, ProgressStyle};
-use ir::DType;
 use model::generate::Loss;
 use model::tokenizer::Tokenizer;
-use runtime::engine::{Engine, Options};
+use runtime::engine::Engine;
 
 use crate::metrics::Watch;
 use crate::options::Common;
@@ -128,8 +126,8 @@ impl Args {
         let source = Source::open(&self.model)?;
         let request = Request {
             entries: vec!["gates".to_string()],
-            targets: vec![Target::native()?],
-            dtype: self.common.dtype.map_or(DType::F32, |t| t.dtype()),
+            targets: vec![self.common.target()?],
+            dtype: self.common.dtype(),
             max_context: self.common.max_context,
             program: self.common.program(),
             emit: vec![],
@@ -137,8 +135,7 @@ impl Args {
         let module = model::graph::gates::gates(&source.config, &source.graph_options(&request))
             .with_context(|| self.model.display().to_string())?;
         let artefact = source.compile_module(module, &request)?;
-        let threads = self.common.threads();
-        let engine = Engine::load(&artefact, &source.checkpoint, Options { threads })?;
+        let engine = Engine::load(&artefact, &source.checkpoint, self.common.engine())?;
         Ok(Session {
             engine,
             max_context: artefact.header.max_context as usize,

@@ -3,10 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use compiler::cpu::Target;
-use ir::DType;
 use model::trainable::Trainable;
-use runtime::engine::{Engine, Options};
+use runtime::engine::Engine;
 
 use crate::options::{self, Common, Tokens};
 use crate::session::{Request, Source};
@@ -37,8 +35,8 @@ impl Args {
         let source = Source::open(&self.model)?;
         let request = Request {
             entries: vec!["gradients".to_string()],
-            targets: vec![Target::native()?],
-            dtype: self.common.dtype.map_or(DType::F32, |t| t.dtype()),
+            targets: vec![self.common.target()?],
+            dtype: self.common.dtype(),
             max_context: self.common.max_context,
             program: self.common.program(),
             emit: vec![],
@@ -55,8 +53,7 @@ impl Args {
         };
         let module = model::graph::gradients(&source.config, &source.graph_options(&request), &objective)?;
         let artefact = source.compile_module(module, &request)?;
-        let threads = self.common.threads();
-        let engine = Engine::load(&artefact, &source.checkpoint, Options { threads })?;
+        let engine = Engine::load(&artefact, &source.checkpoint, self.common.engine())?;
         let max_context = artefact.header.max_context as usize;
         let found = model::gradients::gradients(&engine, &source.config, max_context, &rows)?;
 

@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
-use compiler::cpu::Target;
+use compiler::Target;
 use compiler::pipeline::Stage;
 use ir::DType;
 use passes::Program;
+use runtime::Device;
+use runtime::engine::device;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ComputeType {
@@ -36,9 +38,9 @@ pub struct Common {
     /// Threads [default: all cores]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// Where to run: `cpu` is the only device so far
-    #[arg(long, default_value = "cpu", value_parser = ["cpu"])]
-    pub device: String,
+    /// Where to run: cpu, cuda or cuda:N
+    #[arg(long, default_value = "cpu")]
+    pub device: Device,
     /// One kernel per op, for comparison
     #[arg(long)]
     pub no_fuse: bool,
@@ -53,6 +55,19 @@ pub struct Common {
 impl Common {
     pub fn program(&self) -> Program {
         program(self.no_fuse)
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.dtype.map_or(DType::F32, ComputeType::dtype)
+    }
+
+    /// The best target of the device.
+    pub fn target(&self) -> anyhow::Result<Target> {
+        device_target(self.device)
+    }
+
+    pub fn engine(&self) -> runtime::Options {
+        runtime::Options::on(self.device, self.threads())
     }
 
     pub fn threads(&self) -> usize {
@@ -84,6 +99,22 @@ pub fn emit(text: &str) -> anyhow::Result<Vec<(Stage, PathBuf)>> {
         );
     }
     Ok(stages.into_iter().map(|s| (s, PathBuf::from(dir))).collect())
+}
+
+/// The best target that a device of this machine runs.
+pub fn device_target(device: Device) -> anyhow::Result<Target> {
+    let Device::Cuda(number) = device else {
+        return Ok(Target::native()?);
+    };
+    let gpu = device::gpu(number)?;
+    let Some(name) = gpu.target() else {
+        let (major, minor) = gpu.capability;
+        bail!(
+            "--device {device}: {} has compute capability {major}.{minor}, and loopc compiles for 8.0 and newer; use --device cpu",
+            gpu.name
+        );
+    };
+    Ok(Target::by_name(name)?)
 }
 
 /// Targets by name; none given means the machine itself.

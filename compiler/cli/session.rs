@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use compiler::cpu::Target;
+use compiler::Target;
 use compiler::pipeline::{self, ModelFacts, Stage, Times};
 use ir::DType;
 use model::config::Config;
 use runtime::container::Artefact;
-use runtime::engine::{Engine, Options};
+use runtime::engine::Engine;
 use runtime::weights::Checkpoint;
 
 use crate::cache;
@@ -157,8 +157,8 @@ impl Session {
             let source = Source::open(path)?;
             let request = Request {
                 entries: ENTRIES.map(String::from).to_vec(),
-                targets: vec![Target::native()?],
-                dtype: common.dtype.map_or(DType::F32, |t| t.dtype()),
+                targets: vec![common.target()?],
+                dtype: common.dtype(),
                 max_context: common.max_context,
                 program: common.program(),
                 emit: vec![],
@@ -197,13 +197,7 @@ impl Session {
         };
         log("artefact", start);
         let start = Instant::now();
-        let engine = Engine::load(
-            &artefact,
-            &source.checkpoint,
-            Options {
-                threads: common.threads(),
-            },
-        )?;
+        let engine = Engine::load(&artefact, &source.checkpoint, common.engine())?;
         log("weights", start);
         let max_context = artefact.header.max_context as usize;
         Ok(Session {
@@ -224,7 +218,7 @@ fn cached(
     compile: impl FnOnce() -> anyhow::Result<Artefact>,
 ) -> anyhow::Result<Artefact> {
     let folder = std::path::absolute(&source.folder)?;
-    let targets: Vec<&str> = request.targets.iter().map(|t| t.name).collect();
+    let targets: Vec<&str> = request.targets.iter().map(|t| t.name()).collect();
     let file = cache::file(&[
         &source.hash(),
         &folder.to_string_lossy(),

@@ -8,11 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use compiler::cpu::Target;
 use indicatif::{ProgressBar, ProgressStyle};
 use ir::DType;
 use model::train::{Recipe, Trainer, checkpoint};
-use runtime::engine::{Engine, Options};
+use runtime::engine::Engine;
 use serde::{Deserialize, Serialize};
 
 use crate::options::{self, Common};
@@ -183,8 +182,8 @@ impl Args {
         }
         let request = Request {
             entries,
-            targets: vec![Target::native()?],
-            dtype: self.common.dtype.map_or(DType::F32, |t| t.dtype()),
+            targets: vec![self.common.target()?],
+            dtype: self.common.dtype(),
             max_context: recipe.context as i64,
             program: self.common.program(),
             emit,
@@ -206,8 +205,7 @@ impl Args {
         let module = model::graph::training::training(&source.config, &options, &objective, recipe.accumulate > 1)?;
         let artefact = source.compile_module(module, &request)?;
         trim();
-        let threads = self.common.threads();
-        let engine = Engine::load(&artefact, &source.checkpoint, Options { threads })?;
+        let engine = Engine::load(&artefact, &source.checkpoint, self.common.engine())?;
         let mut trainer = Trainer::new(&engine, recipe.clone(), train, source.config.vocab)?;
         if self.resume {
             trainer.step = checkpoint::resume(&mut trainer.state, &source.checkpoint, &place)?;

@@ -1,5 +1,10 @@
-//! From a graph to an artefact: passes, plan, MLIR, LLVM, object code. Knows no model and runs nothing.
+//! From a graph to an artefact: passes, plan, MLIR, LLVM, object code or PTX. Knows no model and runs nothing.
 
 pub mod cpu;
+pub mod gpu;
 pub mod mlir;
 pub mod pipeline;
+mod scalar;
+mod target;
+
+pub use target::Target;

@@ -15,7 +15,7 @@ use runtime::artefact::{
 };
 use runtime::container::Artefact;
 
-use crate::cpu::{self, Target};
+use crate::{Target, cpu, gpu};
 
 #[derive(Debug, thiserror::Error)]
 pub enum CompileError {
@@ -92,26 +92,39 @@ pub fn compile(mut module: Module, model: &ModelFacts, options: &Options) -> Res
     let mut payload = vec![];
     for target in &options.targets {
         let texts = emit.wants(Stage::Mlir) || emit.wants(Stage::Llvm);
-        let compiled = cpu::compile_kernels(&kernels, target, texts).map_err(|e| CompileError::Code {
-            target: target.name.to_string(),
+        let failed = |e: cpu::CodeError| CompileError::Code {
+            target: target.name().to_string(),
             reason: e.to_string(),
-        })?;
+        };
+        let (compiled, features, how, joins) = match target {
+            Target::Cpu(cpu) => {
+                let compiled = cpu::compile_kernels(&kernels, cpu, texts).map_err(failed)?;
+                (compiled, cpu.required_features(), vec![], vec![])
+            }
+            Target::Gpu(gpu) => {
+                let named: Vec<(&Plan, &[String])> = plans.iter().zip(names.iter().map(Vec::as_slice)).collect();
+                let module = gpu::compile_plans(&kernels, &named, gpu, texts).map_err(failed)?;
+                (module.compiled, vec![], module.kernels, module.joins)
+            }
+        };
         for (stage, ending, files) in [
             (Stage::Mlir, "mlir", &compiled.mlir),
             (Stage::Llvm, "ll", &compiled.llvm),
         ] {
             for (name, text) in files {
-                emit.file(stage, &format!("{}/{name}.{ending}", target.name), || text.clone())?;
+                emit.file(stage, &format!("{}/{name}.{ending}", target.name()), || text.clone())?;
             }
         }
         codes.push(Code {
-            target: target.name.to_string(),
-            features: target.required_features(),
+            target: target.name().to_string(),
+            features,
             offset: payload.len() as u64,
-            len: compiled.object.len() as u64,
+            len: compiled.code.len() as u64,
+            kernels: how,
+            joins,
         });
-        payload.extend(compiled.object);
-        lap(&mut times, &format!("{} kernels for {}", kernels.len(), target.name));
+        payload.extend(compiled.code);
+        lap(&mut times, &format!("{} kernels for {}", kernels.len(), target.name()));
     }
 
     let mut header = Header {
@@ -351,7 +364,7 @@ fn weight(recipe: &WeightRecipe, ty: DType, model: &ModelFacts, entry: &str) -> 
     })
 }
 
-fn dtype(t: DType) -> artefact::DType {
+pub(crate) fn dtype(t: DType) -> artefact::DType {
     match t {
         DType::F32 => artefact::DType::F32,
         DType::BF16 => artefact::DType::BF16,
@@ -361,7 +374,7 @@ fn dtype(t: DType) -> artefact::DType {
     }
 }
 
-fn size(s: &Size) -> artefact::Size {
+pub(crate) fn size(s: &Size) -> artefact::Size {
     artefact::Size {
         coef: s.coef,
         syms: s.syms.clone(),

@@ -110,6 +110,9 @@ impl Runner for EngineRunner<'_> {
 
     fn decode(&mut self, tokens: &[i32], start: &[i32]) -> Result<Vec<f32>, Cause> {
         let keys = i64::from(start.iter().copied().max().unwrap_or(0)) + 1;
+        // S only bounds the keys that are looked at: what a token sees goes by its position, so keys behind it change nothing.
+        let capacity = self.state.as_ref().map_or(keys, |s| s.capacity);
+        let keys = self.engine.keys(keys, capacity);
         let sizes = [("B", start.len() as i64), ("T", 1), ("S", keys)];
         self.call("decode", &sizes, &[("tokens", tokens), ("start", start)], "logits")
     }

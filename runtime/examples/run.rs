@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let engine = Engine::load(
         &Artefact::open(Path::new(artefact))?,
         &Checkpoint::open(Path::new(folder))?,
-        Options { threads: 2 },
+        Options::cpu(2),
     )?;
 
     let t = tokens.len() as i64;

@@ -51,7 +51,7 @@ pub struct Header {
     pub codes: Vec<Code>,
 }
 
-/// Machine code of every kernel for one target: an ELF relocatable object in the artefact's payload.
+/// Code of every kernel for one target, in the artefact's payload: an ELF relocatable object for a CPU, PTX text for a GPU (`sm_..`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Code {
     /// `x86-64-v3`, `x86-64-v4`, `x86-64-v4+bf16`, `sm_90a` ...
@@ -61,6 +61,100 @@ pub struct Code {
     /// Byte range in the payload.
     pub offset: u64,
     pub len: u64,
+    /// How a GPU runs each kernel; empty for a CPU, whose launches say all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kernels: Vec<GpuKernel>,
+    /// What a GPU runs as one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub joins: Vec<Join>,
+}
+
+/// Launches `first..first + count` of an entry, which do not need each other, as one kernel of `Code::kernels`. Its buffers are theirs, one
+/// launch after the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Join {
+    pub entry: String,
+    pub first: u32,
+    pub count: u32,
+    pub kernel: String,
+}
+
+/// A kernel as a GPU runs it: the first variant that fits the call's sizes. The last one always does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuKernel {
+    pub name: String,
+    pub variants: Vec<Variant>,
+}
+
+/// Functions that run one after the other and together are the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Variant {
+    /// Only where this size is at most so large.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_most: Option<(Size, i64)>,
+    /// Bytes of memory that the steps hand on to each other, 256-byte aligned, not initialised.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub workspaces: Vec<Size>,
+    /// So many u32 that are 0 before the first launch, and that every launch leaves at 0.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub counters: u32,
+    pub steps: Vec<Step>,
+}
+
+/// One function of the module. Its parameters, in order: a pointer for each of the launch's buffers, one for each workspace, one to the
+/// counters if there are any, B, T, S and C as i32, then its tensor maps by value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    pub function: String,
+    /// Tiles: the product of `ceil(size / block)`, one block of threads each (x alone).
+    pub tiles: Vec<(Size, i64)>,
+    /// Tiles of joined kernels, behind each other; see `Join`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more_tiles: Vec<Vec<(Size, i64)>>,
+    /// Above 0: no more blocks than so many for each multiprocessor; a block walks tiles from its own number on.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub per_multiprocessor: u32,
+    pub threads: u32,
+    /// Dynamic shared memory, in bytes.
+    pub shared: u32,
+    /// Blocks of a cluster; 0 and 1 mean none. The number of blocks is rounded up to it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub cluster: u32,
+    /// It may begin before the function in front of it has ended: it executes `griddepcontrol.wait` before it touches memory that another
+    /// function writes, or writes memory that another one reads (buffers, workspaces and counters; weights may be read at once).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub overlap: bool,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub maps: Vec<TensorMap>,
+}
+
+/// A matrix (or up to five dimensions) for the copy engine; what lies outside reads as zero.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TensorMap {
+    pub source: MapSource,
+    pub dtype: DType,
+    /// First element, in elements.
+    pub offset: Size,
+    /// Innermost first; the innermost is contiguous.
+    pub dims: Vec<Size>,
+    /// Of the dimensions but the innermost, in elements; 16-byte multiples.
+    pub strides: Vec<Size>,
+    /// Elements that one copy brings, by dimension.
+    pub r#box: Vec<u32>,
+    /// Bytes of the swizzle's row: 0, 32, 64 or 128.
+    pub swizzle: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MapSource {
+    /// Of the launch's buffers.
+    Buffer(u32),
+    Workspace(u32),
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 /// One weight buffer: how to make it from the checkpoint's tensors. Nothing of the checkpoint is in the artefact.
@@ -108,6 +202,7 @@ pub enum Layout {
     /// A matrix W [N, K] for `x W^T`: panels of P = `PANEL` rows of W, each panel K-major and `pair` consecutive k
     /// side by side: element (n, k) at `((n / P) * ceil(K / pair) + k / pair) * P * pair + (n % P) * pair + k % pair`.
     /// N is padded to a multiple of P and K to a multiple of `pair` with zeros. pair = 2 for bf16, 1 for f32.
+    /// On a GPU it is W as it is, row-major and not padded, in the weight's dtype: that is what the copy engine and `wgmma` read.
     Panels { pair: i64 },
 }
 

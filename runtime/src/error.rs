@@ -14,6 +14,25 @@ pub enum RuntimeError {
         "the artefact was compiled for {compiled}; this CPU lacks {missing}; compile it for this machine with --target native"
     )]
     Foreign { compiled: String, missing: String },
+    #[error("the artefact was compiled for {compiled}, which {device} does not run; {way}")]
+    OtherDevice {
+        compiled: String,
+        device: String,
+        way: String,
+    },
+    #[error("cuda: {0}")]
+    Cuda(String),
+    #[error(
+        "cuda: {wanted} for {what} are not to be had: {free} of {total} are free; held are {held}; use a shorter --max-context, \
+         a smaller batch or --dtype bf16"
+    )]
+    DeviceMemory {
+        what: &'static str,
+        wanted: String,
+        free: String,
+        total: String,
+        held: String,
+    },
     #[error("tensor {name} {reason}")]
     Tensor { name: String, reason: String },
     #[error("entry point `{entry}`: {reason}")]

@@ -2,6 +2,8 @@
 
 pub mod artefact;
 pub mod container;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod elf;
 pub mod engine;
 pub mod error;
@@ -11,5 +13,5 @@ pub mod threads;
 mod validate;
 pub mod weights;
 
-pub use engine::{Engine, Input, Options, Output, State};
+pub use engine::{Device, Engine, Input, Options, Output, State};
 pub use error::RuntimeError;

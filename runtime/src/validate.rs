@@ -1,7 +1,13 @@
 //! Is a header sound? Every index in range, every size non-negative: what the engine then relies on.
 
-use crate::artefact::{Buffer, Entry, Header, Layout, SYMBOLS, Size, Source, Weight};
+use std::collections::HashMap;
+
+use crate::artefact::{
+    Buffer, Code, DType, Entry, Header, Join, Launch, Layout, MapSource, SYMBOLS, Size, Source, Step, TensorMap,
+    Variant, Weight,
+};
 use crate::container::Artefact;
+use crate::engine::device::is_gpu;
 
 /// Bytes of one weight, or elements of a shape, are below this: sums of many cannot overflow.
 const LARGEST: i64 = 1 << 44;
@@ -16,6 +22,7 @@ pub fn validate(artefact: &Artefact) -> Result<(), String> {
         if end.is_none_or(|end| end > artefact.payload.len() as u64) {
             return Err(format!("the code for {} lies outside the file", code.target));
         }
+        sound_code(header, code).map_err(|e| format!("the code for {}: {e}", code.target))?;
     }
     for (i, weight) in header.weights.iter().enumerate() {
         sound_weight(weight).map_err(|e| format!("weight {i}: {e}"))?;
@@ -51,11 +58,17 @@ fn sound_weight(weight: &Weight) -> Result<(), String> {
             }
         })
     };
+    if !matches!(weight.dtype, DType::F32 | DType::BF16 | DType::F16) {
+        return Err(format!("{:?} is no type of weights", weight.dtype));
+    }
     match &weight.source {
         Source::RopeTable { rows, dim, .. } => {
             product(&[*rows, *dim])
                 .filter(|_| *rows > 0 && *dim > 0)
                 .ok_or("a rotary table out of range")?;
+            if weight.dtype != DType::F32 || weight.layout != Layout::RowMajor {
+                return Err("a rotary table that is not f32, row by row".to_string());
+            }
         }
         Source::Tensors(parts) => {
             let Some(first) = parts.first() else {
@@ -103,12 +116,152 @@ fn sound_entry(header: &Header, entry: &Entry) -> Result<(), String> {
             .iter()
             .try_for_each(|b| range("buffer", *b, entry.buffers.len()))?;
         sound_size(&launch.scratch)?;
-        for (size, block) in &launch.tiles {
-            sound_size(size)?;
-            if *block < 1 {
-                return Err(format!("kernel {}: blocks of {block}", launch.kernel));
-            }
+        sound_tiles(&launch.tiles).map_err(|e| format!("kernel {}: {e}", launch.kernel))?;
+    }
+    Ok(())
+}
+
+fn sound_tiles(tiles: &[(Size, i64)]) -> Result<(), String> {
+    for (size, block) in tiles {
+        sound_size(size)?;
+        if !(1..LARGEST).contains(block) {
+            return Err(format!("blocks of {block}"));
         }
     }
     Ok(())
+}
+
+/// A GPU's code says how each kernel of the entry points is run.
+fn sound_code(header: &Header, code: &Code) -> Result<(), String> {
+    if !is_gpu(&code.target) {
+        return match code.kernels.is_empty() && code.joins.is_empty() {
+            true => Ok(()),
+            false => Err("it is a CPU's, with kernels of a GPU".to_string()),
+        };
+    }
+    let launches: Vec<&Launch> = header.entries.iter().flat_map(|e| &e.launches).collect();
+    if let Some(l) = launches
+        .iter()
+        .find(|l| !code.kernels.iter().any(|k| k.name == l.kernel))
+    {
+        return Err(format!("it has no kernel {}", l.kernel));
+    }
+    let mut uses: Vec<(&str, usize)> = launches.iter().map(|l| (l.kernel.as_str(), l.buffers.len())).collect();
+    let mut before: HashMap<&str, u32> = HashMap::new();
+    for join in &code.joins {
+        uses.push((&join.kernel, sound_join(header, code, join, &mut before)?));
+    }
+    for kernel in &code.kernels {
+        let of_kernel = uses.iter().filter(|(name, _)| *name == kernel.name);
+        // What no entry point launches has nothing to be checked against.
+        let Some(buffers) = of_kernel.map(|(_, buffers)| *buffers).min() else {
+            continue;
+        };
+        if kernel.variants.last().is_none_or(|v| v.at_most.is_some()) {
+            return Err(format!("kernel {}: no variant is for all sizes", kernel.name));
+        }
+        for variant in &kernel.variants {
+            sound_variant(variant, buffers).map_err(|e| format!("kernel {}: {e}", kernel.name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Joins are in order and apart, of launches that are there, by a kernel that is there; gives the buffers of all. `before`: where the
+/// last one of each entry ended.
+fn sound_join<'h>(
+    header: &'h Header,
+    code: &Code,
+    join: &'h Join,
+    before: &mut HashMap<&'h str, u32>,
+) -> Result<usize, String> {
+    let wrong = |why: &str| format!("the join of {} launches of {}: {why}", join.count, join.entry);
+    let entry = header
+        .entries
+        .iter()
+        .find(|e| e.name == join.entry)
+        .ok_or(wrong("there is no such entry"))?;
+    let end = join
+        .first
+        .checked_add(join.count)
+        .filter(|end| *end as usize <= entry.launches.len());
+    let end = end.filter(|_| join.count > 0).ok_or(wrong("they are not there"))?;
+    if before.insert(&join.entry, end).is_some_and(|last| last > join.first) {
+        return Err(wrong("it meets another"));
+    }
+    if !code.kernels.iter().any(|k| k.name == join.kernel) {
+        return Err(wrong("its kernel is missing"));
+    }
+    let launches = &entry.launches[join.first as usize..end as usize];
+    Ok(launches.iter().map(|l| l.buffers.len()).sum())
+}
+
+/// The least and the most that no device and no kernel exceeds.
+fn within(what: &str, n: usize, range: std::ops::RangeInclusive<usize>) -> Result<(), String> {
+    match range.contains(&n) {
+        true => Ok(()),
+        false => Err(format!("{n} {what}")),
+    }
+}
+
+fn sound_variant(variant: &Variant, buffers: usize) -> Result<(), String> {
+    if let Some((size, most)) = &variant.at_most {
+        sound_size(size)?;
+        if !(0..LARGEST).contains(most) {
+            return Err(format!("a variant for at most {most}"));
+        }
+    }
+    variant.workspaces.iter().try_for_each(sound_size)?;
+    within("workspaces", variant.workspaces.len(), 0..=16)?;
+    within("counters", variant.counters as usize, 0..=1 << 24)?;
+    within("steps", variant.steps.len(), 1..=64)?;
+    for step in &variant.steps {
+        sound_step(step, buffers, variant).map_err(|e| format!("function {}: {e}", step.function))?;
+    }
+    Ok(())
+}
+
+fn sound_step(step: &Step, buffers: usize, variant: &Variant) -> Result<(), String> {
+    sound_tiles(&step.tiles)?;
+    step.more_tiles.iter().try_for_each(|t| sound_tiles(t))?;
+    within("threads", step.threads as usize, 1..=1024)?;
+    within("bytes of shared memory", step.shared as usize, 0..=256 << 10)?;
+    within("blocks of a cluster", step.cluster as usize, 0..=16)?;
+    within("blocks of a multiprocessor", step.per_multiprocessor as usize, 0..=64)?;
+    let pointers = buffers + variant.workspaces.len() + usize::from(variant.counters > 0);
+    // The driver takes 4096 bytes; each map may need padding in front.
+    let bytes = 8 * pointers + 4 * SYMBOLS.len() + 64 + 128 * step.maps.len();
+    within("bytes of parameters", bytes, 0..=4096)?;
+    for (i, map) in step.maps.iter().enumerate() {
+        sound_map(map, buffers, variant).map_err(|e| format!("tensor map {i}: {e}"))?;
+    }
+    Ok(())
+}
+
+fn sound_map(map: &TensorMap, buffers: usize, variant: &Variant) -> Result<(), String> {
+    let (what, index, count) = match map.source {
+        MapSource::Buffer(i) => ("buffer", i as usize, buffers),
+        MapSource::Workspace(i) => ("workspace", i as usize, variant.workspaces.len()),
+    };
+    if index >= count {
+        return Err(format!("{what} {index} of {count}"));
+    }
+    let sizes = map.dims.iter().chain(&map.strides).chain([&map.offset]);
+    sizes.into_iter().try_for_each(sound_size)?;
+    within("dimensions", map.dims.len(), 1..=5)?;
+    if map.strides.len() + 1 != map.dims.len() || map.r#box.len() != map.dims.len() {
+        return Err(format!(
+            "{} strides and a box of {} for {} dimensions",
+            map.strides.len(),
+            map.r#box.len(),
+            map.dims.len()
+        ));
+    }
+    for n in &map.r#box {
+        within("elements of a box", *n as usize, 1..=256)?;
+    }
+    match map.swizzle {
+        0 | 32 | 64 | 128 => Ok(()),
+        other => Err(format!("a swizzle of {other}")),
+    }
 }

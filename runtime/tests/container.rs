@@ -2,16 +2,54 @@
 
 use proptest::prelude::*;
 use runtime::artefact::{
-    Buffer, Code, DType, Entry, Header, Launch, Layout, Port, Size, Source, State, TensorRef, Weight,
+    Buffer, Code, DType, Entry, GpuKernel, Header, Launch, Layout, MapSource, Port, Size, Source, State, Step,
+    TensorMap, TensorRef, Variant, Weight,
 };
 use runtime::container::Artefact;
 use sha2::{Digest, Sha256};
 
-fn artefact() -> Artefact {
-    let size = |coef: i64, syms: &[&str]| Size {
+fn size(coef: i64, syms: &[&str]) -> Size {
+    Size {
         coef,
         syms: syms.iter().map(|s| s.to_string()).collect(),
+    }
+}
+
+/// Everything that a GPU's kernel may have.
+fn gpu_kernel() -> GpuKernel {
+    let map = |source| TensorMap {
+        source,
+        dtype: DType::BF16,
+        offset: size(0, &[]),
+        dims: vec![size(4096, &[]), size(1, &["B"])],
+        strides: vec![size(4096, &[])],
+        r#box: vec![65, 129],
+        swizzle: 128,
     };
+    let step = Step {
+        function: "k_0".into(),
+        tiles: vec![(size(1, &["B"]), 17)],
+        more_tiles: vec![],
+        per_multiprocessor: 3,
+        threads: 384,
+        shared: 200_000,
+        cluster: 2,
+        overlap: true,
+        maps: vec![map(MapSource::Buffer(1)), map(MapSource::Workspace(0))],
+    };
+    let variant = |at_most| Variant {
+        at_most,
+        workspaces: vec![size(1024, &["B"])],
+        counters: 5,
+        steps: vec![step.clone()],
+    };
+    GpuKernel {
+        name: "k".into(),
+        variants: vec![variant(Some((size(1, &["B"]), 9))), variant(None)],
+    }
+}
+
+fn artefact() -> Artefact {
     let port = Port {
         name: "tokens".into(),
         dtype: DType::I32,
@@ -51,12 +89,24 @@ fn artefact() -> Artefact {
                 scratch: size(64, &[]),
             }],
         }],
-        codes: vec![Code {
-            target: "x86-64-v3".into(),
-            features: vec!["avx2".into()],
-            offset: 2,
-            len: 3,
-        }],
+        codes: vec![
+            Code {
+                target: "x86-64-v3".into(),
+                features: vec!["avx2".into()],
+                offset: 2,
+                len: 3,
+                kernels: vec![],
+                joins: vec![],
+            },
+            Code {
+                target: "sm_90a".into(),
+                features: vec![],
+                offset: 0,
+                len: 2,
+                kernels: vec![gpu_kernel()],
+                joins: vec![],
+            },
+        ],
     };
     Artefact {
         header,
@@ -115,6 +165,32 @@ fn indices_and_sizes_are_checked_before_anything_runs() {
         ("\"offset\":2", "\"offset\":18446744073709551615", "outside"),
         ("\"max_context\":8", "\"max_context\":0", "no context"),
         (",4]]", ",0]]", "blocks of 0"),
+        ("\"dtype\":\"bf16\"", "\"dtype\":\"i1\"", "no type of weights"),
+        // How a GPU runs it.
+        (
+            "\"name\":\"k\",\"variants\"",
+            "\"name\":\"K\",\"variants\"",
+            "no kernel k",
+        ),
+        ("\"target\":\"sm_90a\"", "\"target\":\"x86-64-v4\"", "a CPU's"),
+        ("\"buffer\":1}", "\"buffer\":2}", "buffer 2 of 2"),
+        ("\"workspace\":0}", "\"workspace\":1}", "workspace 1 of 1"),
+        ("\"threads\":384", "\"threads\":0", "0 threads"),
+        ("\"threads\":384", "\"threads\":1025", "1025 threads"),
+        ("\"shared\":200000", "\"shared\":300000", "300000 bytes of shared"),
+        ("\"cluster\":2", "\"cluster\":17", "17 blocks of a cluster"),
+        ("\"per_multiprocessor\":3", "\"per_multiprocessor\":1000", "1000 blocks"),
+        ("\"counters\":5", "\"counters\":4000000000", "4000000000 counters"),
+        ("[65,129]", "[65,257]", "257 elements of a box"),
+        ("[65,129]", "[65,0]", "0 elements of a box"),
+        ("[65,129]", "[65]", "a box of 1 for 2"),
+        ("\"swizzle\":128", "\"swizzle\":127", "a swizzle of 127"),
+        (",17]]", ",-1]]", "blocks of -1"),
+        (
+            "\"coef\":1024,\"syms\":[\"B\"]",
+            "\"coef\":1024,\"syms\":[\"Z\"]",
+            "symbol Z",
+        ),
     ] {
         let bytes = with_header(|h| {
             assert!(h.contains(from), "{from} in {h}");
@@ -123,11 +199,53 @@ fn indices_and_sizes_are_checked_before_anything_runs() {
         let error = Artefact::from_bytes(&bytes).unwrap_err();
         assert!(error.contains(word), "{from} -> {to}: {error}");
     }
+    // The last variant is for what the others do not take; steps are what runs.
+    let refused = |change: &dyn Fn(&mut GpuKernel)| {
+        let mut a = artefact();
+        change(&mut a.header.codes[1].kernels[0]);
+        Artefact::from_bytes(&a.to_bytes().unwrap()).unwrap_err()
+    };
+    assert!(refused(&|k| drop(k.variants.pop())).contains("for all sizes"));
+    assert!(refused(&|k| k.variants.clear()).contains("for all sizes"));
+    assert!(refused(&|k| k.variants[1].steps.clear()).contains("0 steps"));
+    let many = |k: &mut GpuKernel| {
+        let maps = &mut k.variants[0].steps[0].maps;
+        *maps = vec![maps[0].clone(); 40];
+    };
+    assert!(refused(&many).contains("bytes of parameters"));
+    let flat = |k: &mut GpuKernel| k.variants[0].steps[0].maps[0].dims.clear();
+    assert!(refused(&flat).contains("0 dimensions"));
+}
+
+/// What a GPU's code says survives the file, and neither device takes the other's code.
+#[test]
+fn devices_take_their_own_code() {
+    use runtime::{Device, Engine, Options};
+    let dir = tempfile::tempdir().unwrap();
+    let tensor = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &[0; 4]).unwrap();
+    let file = safetensors::serialize([("w", tensor)], None).unwrap();
+    std::fs::write(dir.path().join("model.safetensors"), file).unwrap();
+    let checkpoint = runtime::weights::Checkpoint::open(dir.path()).unwrap();
+    let mut a = artefact();
+    a.header.codes.remove(0);
+    let error = Engine::load(&a, &checkpoint, Options::cpu(1))
+        .err()
+        .unwrap()
+        .to_string();
+    for word in ["sm_90a", "a CPU does not run", "--device cuda", "--target native"] {
+        assert!(error.contains(word), "{error}");
+    }
+    // Where there is no GPU, one line says why; where there is one, its number is too large or its code is missing.
+    let error = Engine::load(&a, &checkpoint, Options::on(Device::Cuda(99), 1))
+        .err()
+        .unwrap();
+    let error = error.to_string();
+    assert!(error.starts_with("cuda: ") && !error.contains('\n'), "{error}");
 }
 
 proptest! {
     #[test]
-    fn flipped_or_cut_bytes_are_refused(at in 0usize..4096, bit in 0u8..8, cut in prop::option::of(0usize..4096)) {
+    fn flipped_or_cut_bytes_are_refused(at in 0usize..8192, bit in 0u8..8, cut in prop::option::of(0usize..4096)) {
         let mut bytes = artefact().to_bytes().unwrap();
         let at = at % bytes.len();
         bytes[at] ^= 1 << bit;
@@ -139,7 +257,7 @@ proptest! {
 
     /// With a right checksum a changed header is refused or sound; it never panics.
     #[test]
-    fn changed_headers_never_panic(at in 0usize..4096, byte in 0x20u8..0x7f) {
+    fn changed_headers_never_panic(at in 0usize..8192, byte in 0x20u8..0x7f) {
         let bytes = with_header(|h| {
             let mut h = h.into_bytes();
             let at = at % h.len();

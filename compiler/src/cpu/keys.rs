@@ -7,8 +7,8 @@ use ir::DType;
 use ir::plan::{Kernel, Rows};
 
 use super::Target;
-use super::expr::{Body, memory};
 use crate::mlir::emit::{Elem, Emit, Ty, Val};
+use crate::scalar::{Body, memory};
 
 /// Keys of a block.
 pub const BLOCK: i64 = 64;

@@ -8,8 +8,8 @@
 use ir::plan::{Kernel, Reduction, Stage};
 
 use super::Target;
-use super::expr::{Body, Columns, Point};
 use crate::mlir::emit::{Elem, Emit, Ty, Val};
+use crate::scalar::{Body, Columns, Point};
 
 pub fn emit(kernel: &Kernel, target: &Target) -> String {
     let mut e = Emit::default();

@@ -13,11 +13,11 @@ use ir::plan::{Contraction, Kernel, MATMUL_COLS, MATMUL_ROWS, Rhs, Stage};
 use ir::{DType, Size};
 
 use super::Target;
-use super::expr::{Body, Columns, Point, memory, widen};
 use super::measured::Measured;
 use super::product::{self, CHUNKS, Panel};
 use super::rows::RowStates;
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
+use crate::scalar::{Body, Columns, Point, memory, widen};
 
 mod deep;
 

@@ -6,9 +6,9 @@
 use ir::DType;
 use ir::plan::{Contraction, Expr, Kernel, MATMUL_ROWS, Rhs};
 
-use super::expr::{F32, memory};
 use super::vmath;
 use crate::mlir::emit::{Elem, Emit, Ty, Val};
+use crate::scalar::{F32, memory};
 
 /// Rows of a block at most: its height is rounded up to whole register tiles.
 const ROWS: i64 = MATMUL_ROWS + 8;
@@ -86,7 +86,7 @@ impl Measured {
                 None => e.load(p, raw),
                 Some(mask) => e.masked_load(p, mask, raw),
             };
-            let x = super::expr::widen(e, x, dtype);
+            let x = crate::scalar::widen(e, x, dtype);
             if self.rounds {
                 let bits = vmath::bf16_bits(e, x);
                 let to = e.at(to, at, Elem::I16);

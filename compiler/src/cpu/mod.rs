@@ -1,6 +1,5 @@
 //! Kernels for x86-64: emission per kind (`map`, `pack`, `matmul`, `sweep`, `sweep_gradient`), targets, object code.
 
-mod expr;
 mod keys;
 mod map;
 mod matmul;
@@ -12,7 +11,7 @@ mod rows;
 mod sweep;
 mod sweep_gradient;
 mod target;
-mod vmath;
+pub(crate) mod vmath;
 
 pub use target::Target;
 
@@ -20,7 +19,8 @@ use ir::plan::Kernel;
 
 /// Machine code of kernels, and the texts it came from (by kernel) if they were asked for.
 pub struct Compiled {
-    pub object: Vec<u8>,
+    /// An ELF object, or PTX.
+    pub code: Vec<u8>,
     pub mlir: Vec<(String, String)>,
     pub llvm: Vec<(String, String)>,
 }

@@ -41,7 +41,7 @@ pub fn compile(functions: Vec<(String, String)>, target: &Target, texts: bool) -
     };
     let mlir = if texts { functions } else { vec![] };
     Ok(Compiled {
-        object: object.as_slice().to_vec(),
+        code: object.as_slice().to_vec(),
         mlir,
         llvm,
     })

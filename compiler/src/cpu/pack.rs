@@ -10,10 +10,10 @@ use ir::plan::{Kernel, MATMUL_COLS, PANEL_ROWS, Stage};
 use ir::{DType, Size};
 
 use super::Target;
-use super::expr::{Body, Columns, Point};
 use super::keys::transpose;
 use super::vmath;
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
+use crate::scalar::{Body, Columns, Point};
 
 struct Pack<'k> {
     body: Body<'k>,

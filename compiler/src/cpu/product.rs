@@ -6,8 +6,8 @@
 use ir::DType;
 
 use super::Target;
-use super::expr::{memory, widen};
 use crate::mlir::emit::{Elem, Emit, Ty, Val};
+use crate::scalar::{memory, widen};
 
 /// Rows of a register tile, in the order they are tried. 6 x 64 columns fill 24 of 32 zmm registers.
 pub const CHUNKS: [i64; 4] = [6, 4, 2, 1];

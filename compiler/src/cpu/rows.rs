@@ -5,9 +5,9 @@
 
 use ir::plan::{Kernel, MATMUL_ROWS, Reduction, Stage};
 
-use super::expr::{Body, Columns, F32, Point};
 use super::vmath;
 use crate::mlir::emit::{Elem, Emit, Ty, Val};
+use crate::scalar::{Body, Columns, F32, Point};
 
 /// Below every score.
 const LOWEST: f32 = -1e30;

@@ -15,11 +15,11 @@ use ir::DType;
 use ir::plan::{Expr, Kernel, Segment, Sweep};
 
 use super::Target;
-use super::expr::{Body, F32, memory, widen};
 use super::keys::{BLOCK, Matrix, pack_keys, pack_values};
 use super::product::{self, Panel, Rows};
 use super::{map, vmath};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
+use crate::scalar::{Body, F32, memory, widen};
 
 /// A maximum before any key was seen: below every score, and far from where subtracting it overflows.
 const LOWEST: f32 = -1e30;

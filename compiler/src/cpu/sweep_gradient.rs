@@ -15,11 +15,11 @@ use ir::DType;
 use ir::plan::{Kernel, Range, Rows, SweepGradient};
 
 use super::Target;
-use super::expr::{Body, F32, memory};
 use super::keys::{BLOCK, Matrix, pack_keys, pack_rows};
 use super::product::{self, Panel};
 use super::vmath;
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
+use crate::scalar::{Body, F32, memory};
 
 /// Where things lie in a worker's scratch, in bytes.
 struct Scratch {

@@ -58,20 +58,6 @@ impl Target {
         },
     ];
 
-    /// `native` is this machine's best.
-    pub fn by_name(name: &str) -> Result<Target, CodeError> {
-        if name == "native" {
-            return Target::native();
-        }
-        Target::ALL.iter().find(|t| t.name == name).cloned().ok_or_else(|| {
-            let names: Vec<&str> = Target::ALL.iter().map(|t| t.name).collect();
-            CodeError(format!(
-                "there is no target `{name}`; choose native, {}",
-                names.join(", ")
-            ))
-        })
-    }
-
     /// The best level that this machine runs.
     pub fn native() -> Result<Target, CodeError> {
         let runs = |t: &&Target| runtime::container::missing_features(&t.required_features()).is_empty();

@@ -17,6 +17,9 @@ pub enum Elem {
     BF16,
     F32,
     Ptr,
+    /// Pointers into a GPU's global and shared memory.
+    Global,
+    Shared,
 }
 
 impl Elem {
@@ -31,15 +34,17 @@ impl Elem {
             Elem::BF16 => "bf16",
             Elem::F32 => "f32",
             Elem::Ptr => "!llvm.ptr",
+            Elem::Global => "!llvm.ptr<1>",
+            Elem::Shared => "!llvm.ptr<3>",
         }
     }
 
-    fn bytes(self) -> usize {
+    pub fn bytes(self) -> usize {
         match self {
             Elem::I1 | Elem::I8 => 1,
             Elem::I16 | Elem::F16 | Elem::BF16 => 2,
-            Elem::I32 | Elem::F32 => 4,
-            Elem::I64 | Elem::Ptr => 8,
+            Elem::I32 | Elem::F32 | Elem::Shared => 4,
+            Elem::I64 | Elem::Ptr | Elem::Global => 8,
         }
     }
 }
@@ -109,7 +114,7 @@ pub enum Cmp {
 pub struct Emit {
     text: String,
     next: usize,
-    depth: usize,
+    pub(crate) depth: usize,
 }
 
 impl Emit {
@@ -117,12 +122,12 @@ impl Emit {
         self.text
     }
 
-    fn line(&mut self, text: &str) {
+    pub(crate) fn line(&mut self, text: &str) {
         let pad = 2 * self.depth;
         let _ = writeln!(self.text, "{:pad$}{text}", "");
     }
 
-    fn fresh(&mut self, ty: Ty) -> Val {
+    pub(crate) fn fresh(&mut self, ty: Ty) -> Val {
         self.next += 1;
         Val {
             id: self.next - 1,
@@ -131,7 +136,7 @@ impl Emit {
         }
     }
 
-    fn op(&mut self, ty: Ty, text: &str) -> Val {
+    pub(crate) fn op(&mut self, ty: Ty, text: &str) -> Val {
         let v = self.fresh(ty);
         self.line(&format!("{v} = {text}"));
         v
@@ -388,6 +393,27 @@ impl Emit {
         self.op(ty, &format!("vector.extract {a}[{lane}] : {ty} from {}", a.ty))
     }
 
+    /// A vector of these scalars.
+    pub fn vector(&mut self, lanes: &[Val]) -> Val {
+        let ty = Ty::vector(lanes[0].ty.elem, lanes.len());
+        let list = lanes.iter().map(Val::to_string).collect::<Vec<_>>().join(", ");
+        self.op(ty, &format!("vector.from_elements {list} : {ty}"))
+    }
+
+    /// A function of scalars on each lane of a vector, or on the scalar.
+    pub fn lanes(&mut self, a: Val, f: impl Fn(&mut Emit, Val) -> Val) -> Val {
+        if a.ty.lanes == 0 {
+            return f(self, a);
+        }
+        let lanes: Vec<Val> = (0..a.ty.lanes)
+            .map(|i| {
+                let x = self.extract(a, i);
+                f(self, x)
+            })
+            .collect();
+        self.vector(&lanes)
+    }
+
     /// The largest lane, by halves: without a NaN's fate to mind it is a shuffle and a maximum each.
     pub fn largest(&mut self, a: Val) -> Val {
         let n = a.ty.lanes;
@@ -445,7 +471,7 @@ impl Emit {
     /// `base + index` elements; a vector of indices gives a vector of pointers.
     pub fn at(&mut self, base: Val, index: Val, elem: Elem) -> Val {
         let ty = Ty {
-            elem: Elem::Ptr,
+            elem: base.ty.elem,
             lanes: index.ty.lanes,
         };
         self.op(
@@ -468,20 +494,26 @@ impl Emit {
     }
 
     pub fn load(&mut self, ptr: Val, ty: Ty) -> Val {
+        self.load_aligned(ptr, ty, ty.elem.bytes())
+    }
+
+    /// From a place that is a multiple of so many bytes.
+    pub fn load_aligned(&mut self, ptr: Val, ty: Ty, bytes: usize) -> Val {
         self.op(
             ty,
-            &format!(
-                "llvm.load {ptr} {{alignment = {} : i64}} : !llvm.ptr -> {ty}",
-                ty.elem.bytes()
-            ),
+            &format!("llvm.load {ptr} {{alignment = {bytes} : i64}} : {} -> {ty}", ptr.ty),
         )
     }
 
     pub fn store(&mut self, value: Val, ptr: Val) {
-        let bytes = value.ty.elem.bytes();
+        self.store_aligned(value, ptr, value.ty.elem.bytes());
+    }
+
+    /// To a place that is a multiple of so many bytes.
+    pub fn store_aligned(&mut self, value: Val, ptr: Val, bytes: usize) {
         self.line(&format!(
-            "llvm.store {value}, {ptr} {{alignment = {bytes} : i64}} : {}, !llvm.ptr",
-            value.ty
+            "llvm.store {value}, {ptr} {{alignment = {bytes} : i64}} : {}, {}",
+            value.ty, ptr.ty
         ));
     }
 
@@ -492,8 +524,8 @@ impl Emit {
         self.op(
             ty,
             &format!(
-                "llvm.intr.masked.load {ptr}, {mask}, {zero} {align} : (!llvm.ptr, {}, {ty}) -> {ty}",
-                mask.ty
+                "llvm.intr.masked.load {ptr}, {mask}, {zero} {align} : ({}, {}, {ty}) -> {ty}",
+                ptr.ty, mask.ty
             ),
         )
     }
@@ -501,8 +533,8 @@ impl Emit {
     pub fn masked_store(&mut self, value: Val, ptr: Val, mask: Val) {
         let align = format!("{{alignment = {} : i32}}", value.ty.elem.bytes());
         self.line(&format!(
-            "llvm.intr.masked.store {value}, {ptr}, {mask} {align} : {}, {} into !llvm.ptr",
-            value.ty, mask.ty
+            "llvm.intr.masked.store {value}, {ptr}, {mask} {align} : {}, {} into {}",
+            value.ty, mask.ty, ptr.ty
         ));
     }
 
@@ -532,7 +564,7 @@ impl Emit {
 
     // Control flow.
 
-    /// `for iv in lo..hi step` carrying values; returns their last ones.
+    /// `for iv in lo..hi step`, i64 or i32, carrying values; returns their last ones.
     pub fn for_loop(
         &mut self,
         lo: Val,
@@ -541,9 +573,9 @@ impl Emit {
         init: &[Val],
         body: impl FnOnce(&mut Emit, Val, &[Val]) -> Vec<Val>,
     ) -> Vec<Val> {
-        let step = self.i64(step);
-        let result = self.fresh(Ty::scalar(Elem::I64));
-        let iv = self.fresh(Ty::scalar(Elem::I64));
+        let step = self.int(step, lo.ty);
+        let result = self.fresh(lo.ty);
+        let iv = self.fresh(lo.ty);
         let carried: Vec<Val> = init.iter().map(|v| self.fresh(v.ty)).collect();
         let types = init.iter().map(|v| v.ty.to_string()).collect::<Vec<_>>().join(", ");
         let pairs = carried
@@ -559,7 +591,10 @@ impl Emit {
                 format!(" iter_args({pairs}) -> ({types})"),
             ),
         };
-        self.line(&format!("{head}scf.for {iv} = {lo} to {hi} step {step}{args} : i64 {{"));
+        self.line(&format!(
+            "{head}scf.for {iv} = {lo} to {hi} step {step}{args} : {} {{",
+            lo.ty
+        ));
         self.depth += 1;
         let yields = body(self, iv, &carried);
         assert_eq!(yields.len(), init.len(), "a loop yields what it carries");

@@ -179,7 +179,7 @@ fn check(target: &Target, case: Case) {
     let pointers: Vec<*mut u8> = buffers.iter_mut().map(|b| b.as_mut_ptr().cast()).collect();
     let symbols = SYMBOLS.map(|s| sizes[s]);
     let compiled = compile_kernels(std::slice::from_ref(&kernel), target, false).expect("it compiles");
-    let code = runtime::elf::Code::load(&compiled.object).expect("it loads");
+    let code = runtime::elf::Code::load(&compiled.code).expect("it loads");
     let run = code.kernel("matmul").expect("it is there");
     let tiles: i64 = kernel
         .tiles()

@@ -182,7 +182,7 @@ fn check(target: &Target, case: &Case) -> Result<(), String> {
 fn check_sizes(target: &Target, case: &Case, tokens: &[Option<i64>]) -> Result<(), String> {
     let kernel = case.kernel();
     let compiled = compile_kernels(std::slice::from_ref(&kernel), target, false).map_err(|e| e.to_string())?;
-    let code = runtime::elf::Code::load(&compiled.object).map_err(|e| e.to_string())?;
+    let code = runtime::elf::Code::load(&compiled.code).map_err(|e| e.to_string())?;
     let one = |t: &Option<i64>| {
         let keys = if tokens.len() > 1 {
             t.unwrap_or(case.keys)

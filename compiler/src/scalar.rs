@@ -1,13 +1,15 @@
 //! Scalar expressions of a kernel, emitted for one point (uniform values) or for a vector of columns.
 //!
-//! Shared by element-wise kernels and matmul epilogues: a matmul's accumulator is one more expression.
+//! Shared by element-wise kernels and matmul epilogues, and by all targets: a matmul's accumulator is one more expression. What differs
+//! is how a target writes exponentials and roundings (`Math`), and that a GPU's threads each take a vector of columns.
 
 use std::collections::HashMap;
 
 use ir::plan::{Access, Binary, Expr, ExprId, Kernel, Stage, Unary};
 use ir::{DType, Size};
 
-use super::vmath;
+use crate::cpu::vmath;
+use crate::gpu::math;
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 
 pub const I32: Ty = Ty::scalar(Elem::I32);
@@ -18,9 +20,21 @@ pub struct Body<'k> {
     pub kernel: &'k Kernel,
     pub lanes: usize,
     pub args: Vec<Val>,
+    /// How functions are written.
+    pub math: Math,
+    /// Vectors of contiguous columns lie at multiples of their size, up to so many bytes; 1: nothing is known.
+    pub alignment: usize,
     symbols: Vec<(&'static str, Val)>,
     /// Does the expression depend on the column?
     varies: Vec<bool>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Math {
+    /// Polynomials over vectors.
+    Polynomials,
+    /// A GPU's own approximations.
+    Gpu,
 }
 
 /// A point of the outer dimensions.
@@ -83,10 +97,23 @@ impl<'k> Body<'k> {
                 (*name, e.load(slot, Ty::scalar(Elem::I64)))
             })
             .collect();
+        Body::over(kernel, lanes, args, symbols, Math::Polynomials)
+    }
+
+    /// With the arguments' pointers and the symbols' values (i64) at hand.
+    pub fn over(
+        kernel: &'k Kernel,
+        lanes: usize,
+        args: Vec<Val>,
+        symbols: Vec<(&'static str, Val)>,
+        math: Math,
+    ) -> Body<'k> {
         let mut body = Body {
             kernel,
             lanes,
             args,
+            math,
+            alignment: 1,
             symbols,
             varies: vec![],
         };
@@ -163,19 +190,27 @@ impl<'k> Body<'k> {
         }
     }
 
-    /// The point of a linear index into `sizes` (row-major).
+    /// The point of a linear index into `sizes` (row-major), i64.
     pub fn unravel(&self, e: &mut Emit, linear: Val, sizes: &[Size]) -> Vec<Val> {
-        let mut rest = linear;
+        // A GPU divides 32 bits much faster than 64, and no launch has more points than fit.
+        let narrow = self.math == Math::Gpu;
+        let width = |e: &mut Emit, v: Val| if narrow { e.truncate_int(v, Elem::I32) } else { v };
+        let mut rest = width(e, linear);
         let mut index = vec![linear; sizes.len()];
         for d in (0..sizes.len()).rev() {
-            if d == 0 {
-                index[d] = rest;
+            index[d] = if d == 0 {
+                rest
             } else if sizes[d].as_const() == Some(1) {
-                index[d] = e.i64(0);
+                e.i64(0)
             } else {
                 let n = self.size(e, &sizes[d]);
-                index[d] = e.rem(rest, n);
+                let n = width(e, n);
+                let at = e.rem(rest, n);
                 rest = e.div(rest, n);
+                at
+            };
+            if index[d].ty.elem == Elem::I32 {
+                index[d] = e.extend_signed(index[d], Elem::I64);
             }
         }
         index
@@ -277,7 +312,7 @@ impl<'k> Body<'k> {
             Expr::Acc | Expr::AccAlso | Expr::Swept(_) => panic!("kernel {}: an accumulator varies", self.kernel.name),
             Expr::Unary(op, a) => {
                 let a = self.scalar(e, point, *a);
-                unary(e, *op, a)
+                unary(e, self.math, *op, a)
             }
             Expr::Binary(op, a, b) => {
                 let (a, b) = (self.scalar(e, point, *a), self.scalar(e, point, *b));
@@ -307,7 +342,7 @@ impl<'k> Body<'k> {
                     let ptr = self.pointers(e, point, cols, access, memory(dtype));
                     let ty = Ty::vector(memory(dtype), self.lanes);
                     let raw = match (ptr.ty.lanes, cols.mask) {
-                        (0, None) => e.load(ptr, ty),
+                        (0, None) => e.load_aligned(ptr, ty, self.aligned(ty)),
                         (0, Some(mask)) => e.masked_load(ptr, mask, ty),
                         (_, mask) => {
                             let mask = mask.unwrap_or_else(|| e.all_lanes(self.lanes));
@@ -331,7 +366,7 @@ impl<'k> Body<'k> {
                 Expr::Swept(p) => cols.swept[*p],
                 Expr::Unary(op, a) => {
                     let a = self.vector(e, point, cols, *a);
-                    unary(e, *op, a)
+                    unary(e, self.math, *op, a)
                 }
                 Expr::Binary(op, a, b) => {
                     let (a, b) = (self.vector(e, point, cols, *a), self.vector(e, point, cols, *b));
@@ -346,6 +381,12 @@ impl<'k> Body<'k> {
         };
         cols.values.insert(id, v);
         v
+    }
+
+    /// The alignment, in bytes, of a vector of contiguous columns.
+    fn aligned(&self, ty: Ty) -> usize {
+        let elem = ty.elem.bytes();
+        elem.max((elem * ty.lanes.max(1)).min(self.alignment))
     }
 
     /// Emits every uniform expression that a stage reads, at the point: a loop over columns must not define them.
@@ -381,7 +422,7 @@ impl<'k> Body<'k> {
         let dtype = self.kernel.args[to.arg].dtype;
         let base = self.base(e, point, to);
         let ptr = e.at(self.args[to.arg], base, memory(dtype));
-        let raw = narrow(e, value, dtype);
+        let raw = narrow(e, self.math, value, dtype);
         e.store(raw, ptr);
     }
 
@@ -397,13 +438,13 @@ impl<'k> Body<'k> {
     ) {
         let dtype = self.kernel.args[to.arg].dtype;
         let ptr = self.pointers(e, point, cols, to, memory(dtype));
-        let raw = narrow(e, value, dtype);
+        let raw = narrow(e, self.math, value, dtype);
         let mask = match (cols.mask, when) {
             (Some(a), Some(b)) => Some(e.and(a, b)),
             (a, b) => a.or(b),
         };
         match (ptr.ty.lanes, mask) {
-            (0, None) => e.store(raw, ptr),
+            (0, None) => e.store_aligned(raw, ptr, self.aligned(raw.ty)),
             (0, Some(mask)) => e.masked_store(raw, ptr, mask),
             (_, mask) => {
                 let mask = mask.unwrap_or_else(|| e.all_lanes(self.lanes));
@@ -437,32 +478,39 @@ pub fn widen(e: &mut Emit, raw: Val, dtype: DType) -> Val {
     }
 }
 
-fn narrow(e: &mut Emit, value: Val, dtype: DType) -> Val {
+/// From f32, i32 or a truth value to memory.
+pub fn narrow(e: &mut Emit, how: Math, value: Val, dtype: DType) -> Val {
     match dtype {
         DType::F32 | DType::I32 => value,
+        DType::BF16 if how == Math::Gpu => math::bf16_bits(e, value),
         DType::BF16 => vmath::bf16_bits(e, value),
         DType::F16 => e.truncate_float(value, Elem::F16),
         DType::I1 => e.extend_unsigned(value, Elem::I8),
     }
 }
 
-fn unary(e: &mut Emit, op: Unary, a: Val) -> Val {
+fn unary(e: &mut Emit, how: Math, op: Unary, a: Val) -> Val {
+    let gpu = how == Math::Gpu;
     match op {
         Unary::Neg => {
             let sign = e.f32(-1.0, a.ty);
             e.mul(sign, a)
         }
+        Unary::Exp if gpu => math::exp(e, a),
         Unary::Exp => vmath::exp(e, a),
+        Unary::Log if gpu => math::log(e, a),
         Unary::Log => vmath::log(e, a),
+        Unary::Rsqrt if gpu => math::rsqrt(e, a),
         Unary::Rsqrt => vmath::rsqrt(e, a),
+        Unary::Sigmoid if gpu => math::sigmoid(e, a),
         Unary::Sigmoid => vmath::sigmoid(e, a),
         Unary::Silu => {
-            let s = vmath::sigmoid(e, a);
+            let s = unary(e, how, Unary::Sigmoid, a);
             e.mul(a, s)
         }
         Unary::ToFloat => e.int_to_float(a),
         Unary::RoundBf16 => {
-            let bits = vmath::bf16_bits(e, a);
+            let bits = narrow(e, how, a, DType::BF16);
             vmath::widen_bf16(e, bits)
         }
     }

@@ -1,0 +1,437 @@
+//! Kernels without a contraction: element-wise chains, norms, softmax, look-ups, cache writes, casts, AdamW.
+//!
+//!     block = (block of points, chunk of columns)      a team of threads for each point
+//!       for ordered position                           what goes on from what was stored: one thread, one column, in order
+//!         for stage                                    neighbouring stores share one loop
+//!           for column step team * lanes               a vector a thread, 16 bytes where addresses allow
+//!
+//! Neighbouring threads take neighbouring columns, or neighbouring points where that is how memory lies (sums over rows).
+
+use ir::Size;
+use ir::plan::{Access, Expr, Kernel, Reduction, Stage};
+use runtime::artefact::{GpuKernel, Step, Variant};
+
+use super::ptx::{self, F32, I32, Signature};
+use super::{Emitted, Target, tiles};
+use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
+use crate::scalar::{Body, Columns, Math, Point};
+
+pub const THREADS: i64 = 256;
+/// Vectors of columns that a thread takes in a chunk.
+const VECTORS: i64 = 4;
+
+/// How a block's threads share the work.
+pub struct Shape {
+    /// Threads of a point.
+    team: i64,
+    /// Neighbouring threads take neighbouring points, not columns.
+    along_points: bool,
+    /// Columns of a thread at a time.
+    lanes: i64,
+    /// Columns of a block; none: all.
+    chunk: Option<i64>,
+}
+
+impl Shape {
+    pub fn new(kernel: &Kernel) -> Shape {
+        let along_points = reads_along_points(kernel);
+        let lanes = if along_points { 1 } else { lanes(kernel) };
+        let cols = kernel.cols.as_const().unwrap_or(i64::MAX);
+        let vectors = (cols / lanes).max(1);
+        let reduces = kernel.reduces();
+        let team = if along_points {
+            if vectors >= 64 { 8 } else { 1 }
+        } else {
+            let most = if reduces && vectors <= 4 * 32 { 32 } else { THREADS };
+            (vectors as u64).next_power_of_two().min(most as u64) as i64
+        };
+        let chunk = team * lanes * VECTORS;
+        Shape {
+            team,
+            along_points,
+            lanes,
+            chunk: (!reduces && cols > chunk).then_some(chunk),
+        }
+    }
+
+    fn points(&self) -> i64 {
+        THREADS / self.team
+    }
+
+    /// Tiles: blocks of points, and chunks of columns.
+    pub fn grid(&self, kernel: &Kernel) -> Vec<(Size, i64)> {
+        let parallel = &kernel.outer[..kernel.outer.len() - kernel.ordered];
+        let mut grid = vec![(Size::product(parallel), self.points())];
+        grid.extend(self.chunk.map(|chunk| (kernel.cols.clone(), chunk)));
+        grid
+    }
+
+    /// Bytes of shared memory: what the groups of a team have reduced.
+    pub fn shared(&self, kernel: &Kernel) -> u32 {
+        let partials = match (kernel.reduces(), self.along_points) {
+            (true, true) => THREADS,
+            (true, false) => THREADS / 32,
+            _ => 0,
+        };
+        (partials * 4) as u32
+    }
+
+    pub fn body<'k>(&self, kernel: &'k Kernel, buffers: Vec<Val>, symbols: Vec<(&'static str, Val)>) -> Body<'k> {
+        let mut body = Body::over(kernel, self.lanes as usize, buffers, symbols, Math::Gpu);
+        body.alignment = 16;
+        body
+    }
+
+    /// What the threads of tile `block` do.
+    pub fn emit(&self, e: &mut Emit, body: &Body, block: Val) {
+        Map::begin(e, body, self, block).run(e);
+    }
+}
+
+fn accesses(kernel: &Kernel) -> impl Iterator<Item = &Access> {
+    let loads = kernel.exprs.iter().filter_map(|e| match e {
+        Expr::Load(a) => Some(a),
+        _ => None,
+    });
+    loads.chain(kernel.stages.iter().filter_map(|s| match s {
+        Stage::Store { to, .. } => Some(to),
+        Stage::Reduce { .. } => None,
+    }))
+}
+
+/// Does memory lie along the last parallel dimension rather than along the columns?
+fn reads_along_points(kernel: &Kernel) -> bool {
+    let parallel = kernel.outer.len() - kernel.ordered;
+    if parallel == 0 {
+        return false;
+    }
+    let one = Size::one();
+    let moving = |a: &&Access| a.strides[kernel.outer.len()].coef != 0 || a.strides[parallel - 1].coef != 0;
+    let all: Vec<&Access> = accesses(kernel).filter(moving).collect();
+    let columns = all.iter().filter(|a| a.strides[kernel.outer.len()] == one).count();
+    let points = all.iter().filter(|a| a.strides[parallel - 1] == one).count();
+    points > columns
+}
+
+/// The widest vector of columns that every access allows.
+fn lanes(kernel: &Kernel) -> i64 {
+    let Some(cols) = kernel.cols.as_const() else { return 1 };
+    let column = kernel.outer.len();
+    let varies = |id: &usize| depends_on_column(kernel, *id);
+    let allows = |lanes: i64| {
+        cols % lanes == 0
+            && accesses(kernel).all(|a| {
+                let stride = &a.strides[column];
+                if stride.coef == 0 {
+                    return a.indirect.as_ref().is_none_or(|(id, _)| !varies(id));
+                }
+                let rest = a.strides[..column]
+                    .iter()
+                    .chain([&a.offset])
+                    .chain(a.indirect.iter().map(|(_, s)| s));
+                let even = rest.into_iter().all(|s| s.coef % lanes == 0);
+                *stride == Size::one() && even && a.indirect.as_ref().is_none_or(|(id, _)| !varies(id))
+            })
+    };
+    [8, 4, 2].into_iter().find(|n| allows(*n)).unwrap_or(1)
+}
+
+fn depends_on_column(kernel: &Kernel, id: usize) -> bool {
+    let column = kernel.outer.len();
+    match &kernel.exprs[id] {
+        Expr::Load(a) => {
+            a.strides[column].coef != 0
+                || a.indirect
+                    .as_ref()
+                    .is_some_and(|(id, _)| depends_on_column(kernel, *id))
+        }
+        Expr::Index(d) => *d == column,
+        Expr::Unary(_, a) => depends_on_column(kernel, *a),
+        Expr::Binary(_, a, b) => [a, b].into_iter().any(|id| depends_on_column(kernel, *id)),
+        Expr::Select(c, a, b) => [c, a, b].into_iter().any(|id| depends_on_column(kernel, *id)),
+        _ => false,
+    }
+}
+
+pub fn emit(kernel: &Kernel, target: &Target) -> Emitted {
+    let shape = Shape::new(kernel);
+    let signature = Signature {
+        buffers: kernel.args.len(),
+        threads: THREADS as u32,
+        overlap: target.hopper,
+        ..Signature::default()
+    };
+    let text = ptx::function(&kernel.name, signature, |e, params| {
+        let block = ptx::block(e);
+        let body = shape.body(kernel, params.buffers, params.symbols);
+        shape.emit(e, &body, block);
+    });
+    Emitted {
+        kernel: GpuKernel {
+            name: kernel.name.clone(),
+            variants: vec![Variant {
+                at_most: None,
+                workspaces: vec![],
+                counters: 0,
+                steps: vec![Step {
+                    function: kernel.name.clone(),
+                    tiles: tiles(&shape.grid(kernel)),
+                    more_tiles: vec![],
+                    per_multiprocessor: 0,
+                    threads: THREADS as u32,
+                    shared: shape.shared(kernel),
+                    cluster: 0,
+                    overlap: target.hopper,
+                    maps: vec![],
+                }],
+            }],
+        },
+        functions: vec![(kernel.name.clone(), text)],
+    }
+}
+
+/// A thread's part.
+struct Map<'b, 'k> {
+    body: &'b Body<'k>,
+    shape: &'b Shape,
+    thread: Val,
+    /// Number in the team, i64.
+    member: Val,
+    /// The point of the parallel dimensions, linear; the last one where there are no more, and whether it is there.
+    point: Val,
+    is_there: Val,
+    /// Columns of the block.
+    first: Val,
+    last: Val,
+    /// Is it the block that stores what is stored once for each point?
+    is_first_chunk: Option<Val>,
+}
+
+impl<'b, 'k> Map<'b, 'k> {
+    fn begin(e: &mut Emit, body: &'b Body<'k>, shape: &'b Shape, block: Val) -> Map<'b, 'k> {
+        let kernel = body.kernel;
+        let parallel = &kernel.outer[..kernel.outer.len() - kernel.ordered];
+        let thread = ptx::thread(e);
+        let zero = e.i64(0);
+        let cols = body.size(e, &kernel.cols);
+        let (block, first, last, is_first_chunk) = match shape.chunk {
+            None => (block, zero, cols, None),
+            Some(chunk) => {
+                let (less, chunk) = (e.i64(chunk - 1), e.i64(chunk));
+                let n = e.add(cols, less);
+                let n = e.div(n, chunk);
+                let n = e.truncate_int(n, Elem::I32);
+                let at = e.rem(block, n);
+                let block = e.div(block, n);
+                let at = e.extend_signed(at, Elem::I64);
+                let first = e.mul(at, chunk);
+                let last = e.add(first, chunk);
+                let last = e.min(last, cols);
+                let is_first = e.cmp(Cmp::Eq, at, zero);
+                (block, first, last, Some(is_first))
+            }
+        };
+        let (team, points) = (e.int(shape.team, I32), e.int(shape.points(), I32));
+        let (point, member) = if shape.along_points {
+            (e.rem(thread, points), e.div(thread, points))
+        } else {
+            (e.div(thread, team), e.rem(thread, team))
+        };
+        let base = e.mul(block, points);
+        let point = e.add(base, point);
+        let point = e.extend_signed(point, Elem::I64);
+        let n = body.size(e, &Size::product(parallel));
+        let is_there = e.cmp(Cmp::Lt, point, n);
+        let one = e.i64(1);
+        let end = e.sub(n, one);
+        let point = e.min(point, end);
+        let member = e.extend_signed(member, Elem::I64);
+        Map {
+            body,
+            shape,
+            thread,
+            member,
+            point,
+            is_there,
+            first,
+            last,
+            is_first_chunk,
+        }
+    }
+
+    fn run(&self, e: &mut Emit) {
+        let kernel = self.body.kernel;
+        let (parallel, ordered) = kernel.outer.split_at(kernel.outer.len() - kernel.ordered);
+        let outer = self.body.unravel(e, self.point, parallel);
+        if ordered.is_empty() {
+            let mut point = self.body.point(outer);
+            self.stages(e, &mut point);
+            return;
+        }
+        let (zero, n) = (e.i64(0), self.body.size(e, &Size::product(ordered)));
+        e.for_loop(zero, n, 1, &[], |e, at, _| {
+            let mut index = outer.clone();
+            index.extend(self.body.unravel(e, at, ordered));
+            let mut point = self.body.point(index);
+            self.stages(e, &mut point);
+            vec![]
+        });
+    }
+
+    fn stages(&self, e: &mut Emit, point: &mut Point) {
+        let stages = &self.body.kernel.stages;
+        let mut i = 0;
+        while i < stages.len() {
+            self.body.hoist(e, point, &stages[i]);
+            match &stages[i] {
+                Stage::Reduce { op, value } => {
+                    let result = self.reduce(e, point, *op, *value);
+                    point.reduced.insert(i, result);
+                    i += 1;
+                }
+                Stage::Store { .. } => {
+                    let group: Vec<&Stage> = stages[i..]
+                        .iter()
+                        .take_while(|s| matches!(s, Stage::Store { .. }))
+                        .collect();
+                    i += group.len();
+                    group.iter().for_each(|s| self.body.hoist(e, point, s));
+                    self.store(e, point, &group);
+                }
+            }
+        }
+    }
+
+    /// The thread's columns, carrying values.
+    fn columns(&self, e: &mut Emit, init: &[Val], f: impl FnOnce(&mut Emit, Val, &[Val]) -> Vec<Val>) -> Vec<Val> {
+        let lanes = e.i64(self.shape.lanes);
+        let begin = e.mul(self.member, lanes);
+        let begin = e.add(self.first, begin);
+        let step = self.shape.team * self.shape.lanes;
+        e.for_loop(begin, self.last, step, init, f)
+    }
+
+    fn reduce(&self, e: &mut Emit, point: &mut Point, op: Reduction, value: usize) -> Val {
+        let name = &self.body.kernel.name;
+        let (identity, combine): (f32, fn(&mut Emit, Val, Val) -> Val) = match op {
+            Reduction::Sum => (0.0, Emit::add),
+            Reduction::Max => (f32::NEG_INFINITY, Emit::max),
+            Reduction::LogSumExp => panic!("kernel {name}: only a contraction's columns are reduced so"),
+        };
+        if self.body.single_column() {
+            return self.body.scalar(e, point, value);
+        }
+        let lanes = self.shape.lanes as usize;
+        let init = e.f32(identity, Ty::vector(Elem::F32, lanes));
+        let acc = self.columns(e, &[init], |e, first, acc| {
+            let mut cols = Columns::new(first, None, None);
+            let v = self.body.vector(e, point, &mut cols, value);
+            vec![combine(e, acc[0], v)]
+        });
+        let mut sum = e.extract(acc[0], 0);
+        for i in 1..lanes {
+            let x = e.extract(acc[0], i);
+            sum = combine(e, sum, x);
+        }
+        if self.shape.along_points {
+            return if self.shape.team == 1 {
+                sum
+            } else {
+                self.across(e, sum, combine, self.shape.team)
+            };
+        }
+        let mut bits = self.shape.team.min(32) / 2;
+        while bits > 0 {
+            let other = ptx::shuffle_xor(e, sum, bits);
+            sum = combine(e, sum, other);
+            bits /= 2;
+        }
+        if self.shape.team > 32 {
+            self.across(e, sum, combine, self.shape.team / 32)
+        } else {
+            sum
+        }
+    }
+
+    /// Combines what `parts` groups of a team have, through shared memory, in the groups' order.
+    fn across(&self, e: &mut Emit, x: Val, combine: fn(&mut Emit, Val, Val) -> Val, parts: i64) -> Val {
+        let shared = ptx::shared(e);
+        let warp = e.int(32, I32);
+        // Along points a part is a thread of (member, point); else a warp, whose threads all hold the same.
+        let (mine, base, stride) = if self.shape.along_points {
+            let points = e.int(self.shape.points(), I32);
+            (self.thread, e.rem(self.thread, points), self.shape.points())
+        } else {
+            let at = e.div(self.thread, warp);
+            let team = e.int(self.shape.team, I32);
+            let base = e.div(self.thread, team);
+            let parts = e.int(parts, I32);
+            (at, e.mul(base, parts), 1)
+        };
+        let place = e.at(shared, mine, Elem::F32);
+        e.store(x, place);
+        ptx::barrier(e);
+        let mut all = None;
+        for i in 0..parts {
+            let i = e.int(i * stride, I32);
+            let at = e.add(base, i);
+            let place = e.at(shared, at, Elem::F32);
+            let v = e.load(place, F32);
+            all = Some(all.map_or(v, |all| combine(e, all, v)));
+        }
+        // Before the next reduction overwrites it.
+        ptx::barrier(e);
+        all.unwrap_or(x)
+    }
+
+    /// Stores of scalars by one thread of a team, those of vectors in one loop over the columns.
+    fn store(&self, e: &mut Emit, point: &mut Point, group: &[&Stage]) {
+        let column = self.body.kernel.outer.len();
+        let mut vectors = vec![];
+        for stage in group {
+            let Stage::Store { to, value, when } = stage else {
+                continue;
+            };
+            let moves =
+                to.strides[column].coef != 0 || to.indirect.as_ref().is_some_and(|(id, _)| self.body.varies(*id));
+            if !self.body.single_column() && moves {
+                vectors.push((to, *value, *when));
+                continue;
+            }
+            let value = self.body.scalar(e, point, *value);
+            let zero = e.i64(0);
+            let one_member = e.cmp(Cmp::Eq, self.member, zero);
+            let mut mine = e.and(one_member, self.is_there);
+            if let Some(first) = self.is_first_chunk {
+                mine = e.and(mine, first);
+            }
+            if let Some(when) = when {
+                let when = self.body.scalar(e, point, *when);
+                mine = e.and(mine, when);
+            }
+            e.if_then(mine, &[], |e| {
+                self.body.store_scalar(e, point, to, value);
+                vec![]
+            });
+        }
+        if vectors.is_empty() {
+            return;
+        }
+        e.if_then(self.is_there, &[], |e| {
+            self.columns(e, &[], |e, first, _| {
+                let mut cols = Columns::new(first, None, None);
+                let ready: Vec<(Val, Option<Val>)> = (vectors.iter())
+                    .map(|(_, value, when)| {
+                        let when = when.map(|w| self.body.vector(e, point, &mut cols, w));
+                        (self.body.vector(e, point, &mut cols, *value), when)
+                    })
+                    .collect();
+                for ((to, _, _), (value, when)) in vectors.iter().zip(ready) {
+                    self.body.store_vector(e, point, &mut cols, to, value, when);
+                }
+                vec![]
+            });
+            vec![]
+        });
+    }
+}

@@ -1,0 +1,113 @@
+//! Kernels for NVIDIA GPUs: PTX from the same plans as the CPU's, one or more functions a kernel.
+//!
+//! A kernel here is data (`runtime::artefact::GpuKernel`: variants, launch geometry, tensor maps) and the MLIR of its functions. Nothing of
+//! CUDA's toolkit is needed to make them, and no GPU.
+
+mod assemble;
+mod contraction;
+mod epilogue;
+mod join;
+mod map;
+pub(crate) mod math;
+mod ptx;
+mod target;
+
+pub use target::Target;
+
+use ir::Size;
+use ir::plan::{Kernel, Plan};
+use runtime::artefact::{self, GpuKernel, Join};
+
+use crate::cpu::{CodeError, Compiled};
+use crate::pipeline;
+
+/// A kernel's functions, and how they are run.
+pub struct Emitted {
+    pub kernel: GpuKernel,
+    /// (name, MLIR)
+    pub functions: Vec<(String, String)>,
+}
+
+/// Code for one target, and how its kernels are run.
+pub struct Module {
+    pub compiled: Compiled,
+    pub kernels: Vec<GpuKernel>,
+    pub joins: Vec<Join>,
+}
+
+/// Compiles all kernels to one PTX module. `plans`, each with its launches' kernels by name, tell what runs as one.
+pub fn compile_plans(
+    kernels: &[Kernel],
+    plans: &[(&Plan, &[String])],
+    target: &Target,
+    texts: bool,
+) -> Result<Module, CodeError> {
+    let mut all = vec![];
+    for kernel in kernels {
+        let mut emitted = emit(kernel, target)?;
+        emitted.kernel.name = kernel.name.clone();
+        all.push(emitted);
+    }
+    let mut joins = vec![];
+    for (plan, names) in plans {
+        for group in join::groups(plan) {
+            let launches = &plan.launches[group.clone()];
+            let parts: Vec<&str> = launches.iter().map(|l| names[l.kernel].as_str()).collect();
+            let name = parts.join("+");
+            if !all.iter().any(|e| e.kernel.name == name) {
+                let bodies: Vec<Kernel> = launches.iter().map(|l| plan.kernels[l.kernel].clone()).collect();
+                all.push(join::emit(&name, &bodies, target));
+            }
+            joins.push(Join {
+                entry: plan.entry.clone(),
+                first: group.start as u32,
+                count: group.len() as u32,
+                kernel: name,
+            });
+        }
+    }
+    let (how, functions): (Vec<_>, Vec<_>) = all.into_iter().map(|e| (e.kernel, e.functions)).unzip();
+    let functions = functions.into_iter().flatten().collect();
+    Ok(Module {
+        compiled: assemble::compile(functions, target, texts)?,
+        kernels: how,
+        joins,
+    })
+}
+
+/// As `compile_plans`, each kernel by itself.
+pub fn compile_kernels(
+    kernels: &[Kernel],
+    target: &Target,
+    texts: bool,
+) -> Result<(Compiled, Vec<GpuKernel>), CodeError> {
+    let module = compile_plans(kernels, &[], target, texts)?;
+    Ok((module.compiled, module.kernels))
+}
+
+/// One kernel.
+pub fn emit(kernel: &Kernel, target: &Target) -> Result<Emitted, CodeError> {
+    let kernel = &with_ptx_name(kernel);
+    if let Some(c) = &kernel.contraction {
+        return Ok(contraction::emit(kernel, c, target));
+    }
+    if kernel.sweep_gradient.is_some() || kernel.sweep.is_some() {
+        return Err(CodeError(format!(
+            "kernel {}: not for {} yet",
+            kernel.name, target.name
+        )));
+    }
+    Ok(map::emit(kernel, target))
+}
+
+/// PTX names have no dots.
+fn with_ptx_name(kernel: &Kernel) -> Kernel {
+    Kernel {
+        name: kernel.name.replace('.', "_"),
+        ..kernel.clone()
+    }
+}
+
+fn tiles(grid: &[(Size, i64)]) -> Vec<(artefact::Size, i64)> {
+    grid.iter().map(|(s, block)| (pipeline::size(s), *block)).collect()
+}

@@ -1,0 +1,424 @@
+//! NVIDIA GPUs as a device: PTX to machine code by the driver, weights, states and working memory on the device, launches on one stream.
+//!
+//! A call is: one copy of all inputs, the launches (replayed from a graph once the same call has come before), one copy of all outputs,
+//! and the one synchronisation that waits for it. What a step is told is computed in `geometry`, without the driver.
+//!
+//! Decoding gives its logits to the host, which chooses the next token; an entry point that chooses on the device would leave its token
+//! in a state, and `run` would skip both copies.
+
+mod driver;
+mod geometry;
+mod graphs;
+mod launches;
+mod memory;
+mod module;
+mod upload;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+pub use self::driver::gpus;
+use self::driver::{Context, Held};
+use self::geometry::{Addresses, Parameters};
+use self::graphs::{Graphs, Key};
+use self::launches::Ready;
+pub use self::memory::States;
+use self::memory::{ALIGN, DeviceMemory, Pinned};
+use self::module::{Event, Function, Graph, Module};
+use self::upload::Weights;
+use crate::artefact::{Buffer, Code, Entry, GpuKernel, Header, SYMBOLS, Sizes};
+use crate::engine::profile::Recorder;
+use crate::engine::{Call, Options, sizes, widened};
+use crate::error::RuntimeError;
+use crate::memory::Memory;
+use crate::weights::Checkpoint;
+
+/// Outputs of at most so many bytes come back through pinned memory; larger ones directly, which is slower but pins nothing.
+const PINNED: usize = 16 << 20;
+
+pub struct Cuda {
+    // Fields drop in order: what was recorded and the memory it uses before the code.
+    work: Mutex<Work>,
+    weights: Weights,
+    kernels: Vec<GpuKernel>,
+    /// Of each entry: what runs one after the other.
+    launches: Vec<Vec<Planned>>,
+    functions: HashMap<String, Function>,
+    _module: Module,
+    context: Arc<Context>,
+    one_by_one: bool,
+    states: AtomicU64,
+}
+
+/// A launch, or several that run as one.
+struct Planned {
+    /// Index of `Code::kernels`.
+    kernel: usize,
+    /// Of the entry.
+    buffers: Vec<u32>,
+}
+
+fn planned(entry: &Entry, code: &Code) -> Result<Vec<Planned>, RuntimeError> {
+    let of = |name: &str, buffers: Vec<u32>| -> Result<Planned, RuntimeError> {
+        let kernel = code.kernels.iter().position(|k| k.name == name);
+        let kernel = kernel.ok_or_else(|| RuntimeError::Code(format!("it has no kernel `{name}`")))?;
+        Ok(Planned { kernel, buffers })
+    };
+    let mut all = vec![];
+    let mut at = 0;
+    while at < entry.launches.len() {
+        let join = code
+            .joins
+            .iter()
+            .find(|j| j.entry == entry.name && j.first as usize == at);
+        let count = join.map_or(1, |j| j.count as usize);
+        let launches = &entry.launches[at..at + count];
+        let name = join.map_or(&launches[0].kernel, |j| &j.kernel);
+        all.push(of(name, launches.iter().flat_map(|l| l.buffers.clone()).collect())?);
+        at += count;
+    }
+    Ok(all)
+}
+
+/// Memory that calls reuse, and what was recorded on it.
+#[derive(Default)]
+struct Work {
+    graphs: Graphs<(Graph, Arc<Layout>)>,
+    arena: Option<DeviceMemory>,
+    workspace: Option<DeviceMemory>,
+    /// Zero between launches.
+    counters: Option<DeviceMemory>,
+    inputs: Option<DeviceMemory>,
+    outputs: Option<DeviceMemory>,
+    staging: Option<Pinned>,
+    events: Vec<Event>,
+}
+
+/// Bytes that a call works on, and where its parts begin.
+struct Layout {
+    slots: Vec<usize>,
+    arena: usize,
+    /// Of each launch, its workspaces: launches run one after the other, and share them.
+    workspaces: Vec<Vec<usize>>,
+    workspace: usize,
+    counters: usize,
+    inputs: Vec<usize>,
+    input: usize,
+    outputs: Vec<usize>,
+    output: usize,
+}
+
+impl Layout {
+    fn bytes(&self) -> usize {
+        self.arena + self.workspace + self.counters + self.input + self.output
+    }
+}
+
+impl Cuda {
+    pub fn load(
+        header: &Header,
+        code: &Code,
+        payload: &[u8],
+        checkpoint: &Checkpoint,
+        number: u32,
+        options: &Options,
+    ) -> Result<Cuda, RuntimeError> {
+        let context = Context::open(number)?;
+        let ptx = &payload[code.offset as usize..(code.offset + code.len) as usize];
+        // The driver assembles in one thread while the weights come up in the others.
+        let (module, weights) = std::thread::scope(|s| {
+            let module = s.spawn(|| Module::load(&context, ptx));
+            let weights = Weights::load(&context, &header.weights, checkpoint, options.threads);
+            let module = module.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            (module, weights)
+        });
+        let module = module?;
+        let functions = functions(&code.kernels, &module)?;
+        let launches = header
+            .entries
+            .iter()
+            .map(|e| planned(e, code))
+            .collect::<Result<_, _>>()?;
+        let asked = std::env::var_os("CUDA_LAUNCH_BLOCKING").is_some_and(|v| v == "1");
+        Ok(Cuda {
+            work: Mutex::default(),
+            weights: weights?,
+            kernels: code.kernels.clone(),
+            launches,
+            functions,
+            _module: module,
+            context,
+            one_by_one: options.one_by_one || asked,
+            // 0 is a call without states.
+            states: AtomicU64::new(1),
+        })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.context.name
+    }
+
+    pub fn new_state(&self, lengths: &[usize]) -> Result<States, RuntimeError> {
+        let id = self.states.fetch_add(1, Ordering::Relaxed);
+        States::new(&self.context, lengths, id)
+    }
+
+    /// Bytes of weights and of working memory.
+    pub fn usage(&self) -> (usize, usize) {
+        (self.weights.bytes(), self.context.held(Held::Work))
+    }
+
+    pub fn planned(&self, entries: &[Entry], values: &Sizes) -> Option<usize> {
+        let mut work = 0;
+        for (index, entry) in entries.iter().enumerate() {
+            work = work.max(self.layout(index, entry, values)?.bytes());
+        }
+        Some(work + self.weights.bytes())
+    }
+
+    /// See `Engine::read_weights`; (0, 0) where there is no room or the driver fails.
+    pub fn copy_rate(&self) -> (usize, Duration) {
+        self.measured_copy().unwrap_or_default()
+    }
+
+    fn measured_copy(&self) -> Result<(usize, Duration), RuntimeError> {
+        // Far more than the cache holds.
+        const BYTES: usize = 512 << 20;
+        const TIMES: usize = 8;
+        let new = || DeviceMemory::new(&self.context, BYTES, Held::Work);
+        let (from, to) = (new()?, new()?);
+        let (start, end) = (Event::new(&self.context)?, Event::new(&self.context)?);
+        self.context.copy(to.address(), from.address(), BYTES)?;
+        start.record()?;
+        for _ in 0..TIMES {
+            self.context.copy(to.address(), from.address(), BYTES)?;
+        }
+        end.record()?;
+        end.wait()?;
+        Ok((2 * TIMES * BYTES, Duration::from_secs_f64(end.since(&start)?)))
+    }
+
+    /// Runs an entry; gives its outputs in the order of its ports.
+    pub fn run(
+        &self,
+        call: &Call,
+        state: Option<&States>,
+        recorder: &mut Recorder,
+    ) -> Result<Vec<Vec<f32>>, RuntimeError> {
+        let context = &self.context;
+        context.enter()?;
+        let mut work = self.work.lock().unwrap_or_else(|p| p.into_inner());
+        let work = &mut *work;
+        let key = Key {
+            entry: call.index,
+            symbols: SYMBOLS.map(|s| call.values.get(s).copied().unwrap_or(0)),
+            state: state.map_or(0, |s| s.id),
+        };
+        let place = |e: driver::Failure| {
+            let why = "CUDA_LAUNCH_BLOCKING=1 tells which kernel it is";
+            call.failed(format!("cuda: a kernel or a copy failed: {e}; {why}"))
+        };
+        let replays = !recorder.is_on() && !self.one_by_one;
+        if replays && let Some((graph, layout)) = work.graphs.find(&key) {
+            // Its memory is there still: what moves makes all graphs go.
+            let layout = layout.clone();
+            self.feed(&work.inputs, &work.staging, call, &layout)?;
+            graph.launch().map_err(place)?;
+            return self.results(work, call, &layout, &place);
+        }
+        let layout = self.layout(call.index, call.entry, &call.values);
+        let layout = Arc::new(layout.ok_or_else(|| call.unknown())?);
+        work.reserve(context, &layout)?;
+        self.feed(&work.inputs, &work.staging, call, &layout)?;
+        let launches = self.ready(work, call, state, &layout)?;
+        if recorder.is_on() {
+            launches::timed(context, &launches, &mut work.events, &call.entry.name, recorder)?;
+        } else if self.one_by_one {
+            launches::one_by_one(context, &launches)?;
+        } else if work.graphs.is_known(&key) {
+            let graph = context.capture(|| launches::issue_all(context, &launches))?;
+            graph.launch().map_err(place)?;
+            work.graphs.keep(key, (graph, layout.clone()));
+        } else {
+            launches::issue_all(context, &launches)?;
+        }
+        self.results(work, call, &layout, &place)
+    }
+
+    fn layout(&self, index: usize, entry: &Entry, values: &Sizes) -> Option<Layout> {
+        let (slots, arena) = sizes::arena(entry, values, ALIGN, 0)?;
+        let (mut workspaces, mut workspace, mut counters) = (vec![], 0, 0);
+        for launch in &self.launches[index] {
+            let variant = geometry::variant(&self.kernels[launch.kernel], values)?;
+            let (offsets, len) = geometry::workspaces(variant, values)?;
+            workspaces.push(offsets);
+            workspace = len.max(workspace);
+            counters = counters.max(4 * variant.counters as usize);
+        }
+        let of = |ports: &[crate::artefact::Port]| {
+            let lengths: Option<Vec<usize>> = ports.iter().map(|p| sizes::bytes(p.dtype, &p.shape, values)).collect();
+            sizes::places(lengths?, ALIGN)
+        };
+        let ((inputs, input), (outputs, output)) = (of(&entry.inputs)?, of(&entry.outputs)?);
+        Some(Layout {
+            slots,
+            arena,
+            workspaces,
+            workspace,
+            counters,
+            inputs,
+            input,
+            outputs,
+            output,
+        })
+    }
+
+    /// All inputs by one copy.
+    fn feed(
+        &self,
+        to: &Option<DeviceMemory>,
+        staging: &Option<Pinned>,
+        call: &Call,
+        layout: &Layout,
+    ) -> Result<(), RuntimeError> {
+        let (Some(to), Some(staging)) = (to, staging) else {
+            return Ok(());
+        };
+        for (bytes, offset) in call.inputs.iter().zip(&layout.inputs) {
+            // As long as the ports say, which `layout` placed and `reserve` made room for.
+            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), staging.ptr().add(*offset), bytes.len()) };
+        }
+        if layout.input > 0 {
+            unsafe { self.context.copy_in(to.address(), staging.ptr(), layout.input) }?;
+        }
+        Ok(())
+    }
+
+    /// The call's launches, on the memory that is reserved.
+    fn ready(
+        &self,
+        work: &Work,
+        call: &Call,
+        state: Option<&States>,
+        layout: &Layout,
+    ) -> Result<Vec<Ready>, RuntimeError> {
+        let base = |m: &Option<DeviceMemory>| m.as_ref().map_or(0, DeviceMemory::address);
+        let mut addresses = vec![];
+        for buffer in &call.entry.buffers {
+            addresses.push(match buffer {
+                Buffer::Slot(i) => base(&work.arena) + layout.slots[*i as usize] as u64,
+                Buffer::Weight(i) => self.weights.address(*i as usize),
+                Buffer::State(i) => match state {
+                    Some(s) => s.address(*i as usize),
+                    None => return Err(call.failed("it needs caches".to_string())),
+                },
+                Buffer::Input(i) => base(&work.inputs) + layout.inputs[*i as usize] as u64,
+                Buffer::Output(i) => base(&work.outputs) + layout.outputs[*i as usize] as u64,
+            });
+        }
+        let mut all = vec![];
+        for (launch, offsets) in self.launches[call.index].iter().zip(&layout.workspaces) {
+            let kernel = &self.kernels[launch.kernel];
+            let variant = geometry::variant(kernel, &call.values).ok_or_else(|| call.unknown())?;
+            let (workspace, counters) = (base(&work.workspace), base(&work.counters));
+            let at = Addresses::new(&launch.buffers, variant, &addresses, workspace, offsets, counters);
+            for step in &variant.steps {
+                let failed = |e: String| call.failed(format!("function `{}`: {e}", step.function));
+                let Some(grid) = geometry::grid(step, &call.values, self.context.multiprocessors).map_err(failed)?
+                else {
+                    continue;
+                };
+                let parameters = Parameters::new(step, &call.values, &at).map_err(failed)?;
+                let function = self.functions[&step.function];
+                all.push(Ready::new(&step.function, function, grid, parameters)?);
+            }
+        }
+        Ok(all)
+    }
+
+    /// All outputs by one copy, and the wait for it.
+    fn results(
+        &self,
+        work: &Work,
+        call: &Call,
+        layout: &Layout,
+        place: &dyn Fn(driver::Failure) -> RuntimeError,
+    ) -> Result<Vec<Vec<f32>>, RuntimeError> {
+        let from = work.outputs.as_ref().map_or(0, DeviceMemory::address);
+        let large;
+        let to = match &work.staging {
+            Some(staging) if layout.output <= staging.len() => staging.ptr(),
+            _ => {
+                large = Memory::zeroed(layout.output)?;
+                large.mut_ptr()
+            }
+        };
+        if layout.output > 0 {
+            unsafe { self.context.copy_back(to, from, layout.output) }.map_err(place)?;
+        }
+        self.context.wait().map_err(place)?;
+        let mut results = vec![];
+        for (port, offset) in call.entry.outputs.iter().zip(&layout.outputs) {
+            let n = sizes::elements(&port.shape, &call.values).ok_or_else(|| call.unknown())?;
+            results.push(widened(unsafe { to.add(*offset) }, n as usize, port.dtype));
+        }
+        Ok(results)
+    }
+}
+
+impl Work {
+    /// Room for a call. What moves makes all that was recorded useless.
+    fn reserve(&mut self, context: &Arc<Context>, layout: &Layout) -> Result<(), RuntimeError> {
+        let mut moved = false;
+        let parts = [
+            (&mut self.arena, layout.arena),
+            (&mut self.workspace, layout.workspace),
+            (&mut self.inputs, layout.input),
+            (&mut self.outputs, layout.output),
+        ];
+        for (memory, len) in parts {
+            moved |= grow(memory, context, len)?;
+        }
+        if grow(&mut self.counters, context, layout.counters)?
+            && let Some(counters) = &self.counters
+        {
+            context.zero(counters.address(), counters.len())?;
+            moved = true;
+        }
+        if moved {
+            self.graphs.forget();
+        }
+        let staging = layout.input.max(layout.output.min(PINNED));
+        if self.staging.as_ref().is_none_or(|s| s.len() < staging) {
+            self.staging = None;
+            self.staging = Some(Pinned::new(context, staging)?);
+        }
+        Ok(())
+    }
+}
+
+/// Whether it moved. Nothing uses the old memory: every call has waited for its end.
+fn grow(memory: &mut Option<DeviceMemory>, context: &Arc<Context>, len: usize) -> Result<bool, RuntimeError> {
+    if len == 0 || memory.as_ref().is_some_and(|m| m.len() >= len) {
+        return Ok(false);
+    }
+    // The old one goes first: never both.
+    *memory = None;
+    *memory = Some(DeviceMemory::new(context, len, Held::Work)?);
+    Ok(true)
+}
+
+/// By name, each ready for the most shared memory that any step gives it.
+fn functions(kernels: &[GpuKernel], module: &Module) -> Result<HashMap<String, Function>, RuntimeError> {
+    let mut wanted: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
+    for step in kernels.iter().flat_map(|k| &k.variants).flat_map(|v| &v.steps) {
+        let most = wanted.entry(&step.function).or_default();
+        *most = (most.0.max(step.shared), most.1.max(step.cluster));
+    }
+    wanted
+        .into_iter()
+        .map(|(name, (shared, cluster))| Ok((name.to_string(), module.function(name, shared, cluster)?)))
+        .collect()
+}
