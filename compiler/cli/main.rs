@@ -5,6 +5,7 @@
 mod bench;
 mod cache;
 mod compare;
+mod compare_steps;
 mod compile;
 mod doctor;
 mod documents;
@@ -19,7 +20,9 @@ mod metrics;
 mod opt;
 mod options;
 mod retrofit;
+mod rounds;
 mod session;
+mod step;
 mod tensorboard;
 mod tokens;
 mod train;

@@ -9,13 +9,12 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use ir::DType;
 use model::train::{Recipe, Trainer, checkpoint};
-use runtime::engine::Engine;
 use serde::{Deserialize, Serialize};
 
 use crate::options::{self, Common};
-use crate::session::{Request, Source};
+use crate::session::Source;
+use crate::step::Step;
 use crate::tensorboard::Writer;
 use crate::tokens;
 
@@ -174,38 +173,19 @@ impl Args {
             checked(&held_out, &self.validation, "--validation")?;
         }
 
-        let mut entries = vec!["train_step".to_string(), "loss".to_string()];
-        entries.extend((recipe.accumulate > 1).then(|| "accumulate".to_string()));
         let mut emit = vec![];
         for text in &self.emit {
             emit.extend(options::emit(text)?);
         }
-        let request = Request {
-            entries,
-            targets: vec![self.common.target()?],
-            dtype: self.common.dtype(),
-            max_context: recipe.context as i64,
+        let step = Step {
+            source: &source,
+            recipe: &recipe,
+            wanted: &wanted,
             program: self.common.program(),
+            memory: self.memory_limit.unwrap_or(u64::MAX),
             emit,
         };
-        let mut options = source.graph_options(&request);
-        if wanted("model.embed_tokens.weight") {
-            // The trained table is f32, and so is the one of the checkpoint that is written.
-            options.embedding = DType::F32;
-        }
-        let rewrite = |module| request.program.forward(module).map_err(|e| e.to_string());
-        let objective = model::graph::Objective {
-            batch: recipe.batch,
-            context: recipe.context,
-            wanted: &wanted,
-            memory: self.memory_limit.unwrap_or(u64::MAX),
-            logits: request.logits(),
-            rewrite: &rewrite,
-        };
-        let module = model::graph::training::training(&source.config, &options, &objective, recipe.accumulate > 1)?;
-        let artefact = source.compile_module(module, &request)?;
-        trim();
-        let engine = Engine::load(&artefact, &source.checkpoint, self.common.engine())?;
+        let engine = step.engine(&self.common)?;
         let mut trainer = Trainer::new(&engine, recipe.clone(), train, source.config.vocab)?;
         if self.resume {
             trainer.step = checkpoint::resume(&mut trainer.state, &source.checkpoint, &place)?;
@@ -266,14 +246,6 @@ impl Args {
         }
         Ok(())
     }
-}
-
-/// Gives back what tokenising and compiling have freed: the allocator would keep it beside all that the plan counts.
-fn trim() {
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::malloc_trim(0)
-    };
 }
 
 /// The process's largest resident set so far, as Linux tells it.
