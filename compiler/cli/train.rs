@@ -9,6 +9,8 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
+use model::config::Mode;
+use model::graph::training::Group;
 use model::train::{Recipe, Trainer, checkpoint};
 use serde::{Deserialize, Serialize};
 
@@ -150,11 +152,28 @@ impl Args {
         let trainable = recipe.check()?;
         let source = Source::open(&self.model)?;
         let wanted = |name: &str| trainable.includes(name);
-        if !model::weights::expected(&source.config).keys().any(|name| wanted(name)) {
+        let tensors = model::weights::expected(&source.config);
+        let trained: Vec<&String> = tensors.keys().filter(|name| wanted(name)).collect();
+        if trained.is_empty() {
             bail!(
                 "trainable = {trainable}: {} has no such tensor; choose gates, gates+norms, all, or a regular expression",
                 self.model.display()
             );
+        }
+        // In `layer` both passes see the same keys then; the other modes' passes have keys of their own.
+        let attention = &source.config.attention;
+        if attention.mode == Mode::Layer && recipe.context as i64 <= attention.window {
+            let gates = |name: &&String| Group::of(name) == Group::Gates;
+            let reason = format!(
+                "context = {}: the model's window of {} covers it, so that both passes see the same and gates learn nothing; take a \
+                 longer context, or retrofit with a smaller window",
+                recipe.context, attention.window
+            );
+            match trained.iter().all(gates) {
+                true => bail!(reason),
+                false if trained.iter().any(gates) => eprintln!("loopc: {reason}"),
+                false => {}
+            }
         }
         let end = source.config.eos.first().copied();
         let of = |files: &[PathBuf]| tokens::of_files(files, &self.field, &source.folder, end);

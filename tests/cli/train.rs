@@ -447,6 +447,11 @@ fn nonsense_is_told_in_one_line() {
     recipe("trainable = \"(\"", "trainable = (");
     recipe("trainable = \"no.such.tensor\"", "no.such.tensor");
     train(&["--data", &text, "--recipe", "no/such/recipe"], "no/such/recipe");
+    // The model's window is 5: both passes would see the same.
+    train(
+        &["--data", &text, "--trainable", "gates", "--context", "5"],
+        "the model's window of 5 covers it",
+    );
     // Runs.
     train(&["--data", &text, "--resume"], "no checkpoint to resume");
     r.train("run", &["--steps", "1"]);
