@@ -18,7 +18,7 @@ const RECIPE: &str =
 warmup = 3\nvalidate_every = 3\nvalidate_tokens = 150\ncheckpoint_every = 3\n[gates]\nrate = 1e-2\n";
 
 /// A small random model in the folder `name`, with the bundled model's tokenizer.
-fn tiny(s: &Sandbox, name: &str, mode: &str) -> String {
+pub fn tiny(s: &Sandbox, name: &str, mode: &str) -> String {
     let folder = s.path(name);
     std::fs::create_dir_all(&folder).unwrap();
     let mut config = json!({
