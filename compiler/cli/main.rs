@@ -96,9 +96,21 @@ fn main() -> std::process::ExitCode {
             std::process::ExitCode::SUCCESS
         }
         Err(e) => {
-            let text = format!("{e:#}").replace('\n', " ");
-            eprintln!("loopc: {text}");
+            eprintln!("loopc: {}", one_line(&e));
             std::process::ExitCode::FAILURE
         }
     }
+}
+
+/// The error and its causes; one that the text in front of it has told already is left out.
+fn one_line(e: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in e.chain().map(|c| c.to_string()) {
+        match text.is_empty() {
+            true => text = cause,
+            false if !text.ends_with(&cause) => text += &format!(": {cause}"),
+            false => {}
+        }
+    }
+    text.replace('\n', " ")
 }
