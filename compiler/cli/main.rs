@@ -4,6 +4,7 @@
 
 mod bench;
 mod cache;
+mod check;
 mod compare;
 mod compare_steps;
 mod compile;
@@ -61,6 +62,8 @@ enum Command {
     Export(export::Args),
     /// Time prefill and decode, and where the time goes
     Bench(bench::Args),
+    /// Compiled programs against the graph's evaluator, on random data
+    Check(Box<check::Args>),
     /// What this machine can compile for and run on, and what is missing
     Doctor(doctor::Args),
 }
@@ -84,6 +87,7 @@ fn main() -> std::process::ExitCode {
         Command::Retrofit(args) => args.run(),
         Command::Export(args) => args.run(),
         Command::Bench(args) => args.run(),
+        Command::Check(args) => args.run(),
         Command::Doctor(args) => args.run(),
     };
     match result {

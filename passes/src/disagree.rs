@@ -64,7 +64,7 @@ pub fn compare(module: &Module, a: &Module, b: &Module, seed: u64) -> Result<Opt
             Ok(results.chain(states).collect())
         };
         let (left, right) = (outcome(a)?, outcome(b)?);
-        let tolerance = tolerance([module, a, b]);
+        let tolerance = [module, a, b].map(tolerance).into_iter().fold(0.0, f64::max);
         if let Some(what) = differ(&left, &right, tolerance) {
             return Ok(Some(format!("@{}: {what}, sizes {sizes:?}", f.name)));
         }
@@ -73,8 +73,8 @@ pub fn compare(module: &Module, a: &Module, b: &Module, seed: u64) -> Result<Opt
 }
 
 /// Of the coarsest float type that any value has: two right ways to compute may round differently anywhere.
-fn tolerance(modules: [&Module; 3]) -> f64 {
-    let values = modules.into_iter().flat_map(|m| &m.functions).flat_map(|f| &f.values);
+pub fn tolerance(module: &Module) -> f64 {
+    let values = module.functions.iter().flat_map(|f| &f.values);
     let of = |dtype| match dtype {
         DType::BF16 => 3e-2,
         DType::F16 => 4e-3,
@@ -83,8 +83,8 @@ fn tolerance(modules: [&Module; 3]) -> f64 {
     values.map(|v| of(v.ty.dtype)).fold(1e-5, f64::max)
 }
 
-/// The first element that is off by more than `tolerance` of the tensor's largest (at least 1).
-fn differ(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>, tolerance: f64) -> Option<String> {
+/// The first element that is off by more than `tolerance` of the tensor's largest (at least 1), by tensor's name.
+pub fn differ(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>, tolerance: f64) -> Option<String> {
     let names: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
     names.into_iter().find_map(|name| {
         let (Some(x), Some(y)) = (a.get(name), b.get(name)) else {
@@ -108,20 +108,20 @@ fn differ(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>, tolerance:
     })
 }
 
-/// Values for all parameters.
-struct Data {
+/// Random values for all parameters: what the readers of each accept.
+pub struct Data {
     /// By function.
-    inputs: HashMap<String, BTreeMap<String, Tensor>>,
+    pub inputs: HashMap<String, BTreeMap<String, Tensor>>,
     /// By name, `{i}` replaced by each layer that is called.
-    weights: BTreeMap<String, Tensor>,
-    states: BTreeMap<String, Tensor>,
+    pub weights: BTreeMap<String, Tensor>,
+    pub states: BTreeMap<String, Tensor>,
 }
 
 /// Half open.
 type Range = (f64, f64);
 
 impl Data {
-    fn new(module: &Module, sizes: &Sizes, seed: u64) -> Result<Data, PassError> {
+    pub fn new(module: &Module, sizes: &Sizes, seed: u64) -> Result<Data, PassError> {
         let mut data = Data {
             inputs: HashMap::new(),
             weights: BTreeMap::new(),
@@ -165,7 +165,7 @@ impl Data {
 }
 
 /// B sequences of T rows in caches of C, of which S are seen; any other symbol is small.
-fn sizes(module: &Module, seed: u64) -> Sizes {
+pub fn sizes(module: &Module, seed: u64) -> Sizes {
     let draw = |name: &str, n: u64| (noise(name, 0, seed) % n) as i64;
     let (b, t) = (1 + draw("B", 3), 2 + draw("T", 4));
     let s = t + draw("S", 4);

@@ -15,7 +15,7 @@ mod views_first;
 
 use ir::Module;
 
-pub use disagree::{compare, disagree};
+pub use disagree::{Data, compare, differ, disagree, sizes, tolerance};
 pub use program::{Program, SWITCHES};
 pub use reduce::reduce;
 pub use schedule::{Scheduling, schedule};

@@ -92,6 +92,9 @@ pub struct Variant {
     /// Only where this size is at most so large.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_most: Option<(Size, i64)>,
+    /// Only where each of these sizes is a multiple of its number: rows that the copy instructions can reach.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub multiples: Vec<(Size, i64)>,
     /// Bytes of memory that the steps hand on to each other, 256-byte aligned, not initialised.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub workspaces: Vec<Size>,

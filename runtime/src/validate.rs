@@ -1,7 +1,5 @@
 //! Is a header sound? Every index in range, every size non-negative: what the engine then relies on.
 
-use std::collections::HashMap;
-
 use crate::artefact::{
     Buffer, Code, DType, Entry, Header, Join, Launch, Layout, MapSource, SYMBOLS, Size, Source, Step, TensorMap,
     Variant, Weight,
@@ -134,30 +132,34 @@ fn sound_tiles(tiles: &[(Size, i64)]) -> Result<(), String> {
 /// A GPU's code says how each kernel of the entry points is run.
 fn sound_code(header: &Header, code: &Code) -> Result<(), String> {
     if !is_gpu(&code.target) {
-        return match code.kernels.is_empty() && code.joins.is_empty() {
+        return match code.kernels.is_empty() {
             true => Ok(()),
             false => Err("it is a CPU's, with kernels of a GPU".to_string()),
         };
     }
     let launches: Vec<&Launch> = header.entries.iter().flat_map(|e| &e.launches).collect();
-    if let Some(l) = launches
+    let names = launches
         .iter()
-        .find(|l| !code.kernels.iter().any(|k| k.name == l.kernel))
-    {
-        return Err(format!("it has no kernel {}", l.kernel));
+        .map(|l| &l.kernel)
+        .chain(code.joins.iter().map(|j| &j.kernel));
+    for name in names {
+        if !code.kernels.iter().any(|k| k.name == *name) {
+            return Err(format!("it has no kernel {name}"));
+        }
     }
-    let mut uses: Vec<(&str, usize)> = launches.iter().map(|l| (l.kernel.as_str(), l.buffers.len())).collect();
-    let mut before: HashMap<&str, u32> = HashMap::new();
+    // Kernels and the buffers that they are given.
+    let mut given: Vec<(&String, usize)> = launches.iter().map(|l| (&l.kernel, l.buffers.len())).collect();
     for join in &code.joins {
-        uses.push((&join.kernel, sound_join(header, code, join, &mut before)?));
+        let joined = sound_join(header, code, join).map_err(|e| format!("what runs as {}: {e}", join.kernel))?;
+        given.push((&join.kernel, joined.iter().map(|l| l.buffers.len()).sum()));
     }
     for kernel in &code.kernels {
-        let of_kernel = uses.iter().filter(|(name, _)| *name == kernel.name);
-        // What no entry point launches has nothing to be checked against.
+        let of_kernel = given.iter().filter(|(name, _)| **name == kernel.name);
+        // What nothing launches has nothing to be checked against.
         let Some(buffers) = of_kernel.map(|(_, buffers)| *buffers).min() else {
             continue;
         };
-        if kernel.variants.last().is_none_or(|v| v.at_most.is_some()) {
+        if kernel.variants.last().is_none_or(|v| v.at_most.is_some() || !v.multiples.is_empty()) {
             return Err(format!("kernel {}: no variant is for all sizes", kernel.name));
         }
         for variant in &kernel.variants {
@@ -167,33 +169,22 @@ fn sound_code(header: &Header, code: &Code) -> Result<(), String> {
     Ok(())
 }
 
-/// Joins are in order and apart, of launches that are there, by a kernel that is there; gives the buffers of all. `before`: where the
-/// last one of each entry ended.
-fn sound_join<'h>(
-    header: &'h Header,
-    code: &Code,
-    join: &'h Join,
-    before: &mut HashMap<&'h str, u32>,
-) -> Result<usize, String> {
-    let wrong = |why: &str| format!("the join of {} launches of {}: {why}", join.count, join.entry);
-    let entry = header
-        .entries
-        .iter()
-        .find(|e| e.name == join.entry)
-        .ok_or(wrong("there is no such entry"))?;
-    let end = join
-        .first
-        .checked_add(join.count)
-        .filter(|end| *end as usize <= entry.launches.len());
-    let end = end.filter(|_| join.count > 0).ok_or(wrong("they are not there"))?;
-    if before.insert(&join.entry, end).is_some_and(|last| last > join.first) {
-        return Err(wrong("it meets another"));
+/// Its launches: they are there, and in no other join.
+fn sound_join<'a>(header: &'a Header, code: &Code, join: &Join) -> Result<&'a [Launch], String> {
+    let entry = header.entries.iter().find(|e| e.name == join.entry);
+    let entry = entry.ok_or_else(|| format!("there is no entry point {}", join.entry))?;
+    let (first, count, all) = (join.first as usize, join.count as usize, entry.launches.len());
+    within("launches", count, 1..=1 << 16)?;
+    let joined = first.checked_add(count).and_then(|end| entry.launches.get(first..end));
+    let joined = joined.ok_or_else(|| format!("launches {first} to {} of {all}", first.saturating_add(count)))?;
+    let meets = |other: &&Join| {
+        let (a, b) = (other.first as usize, other.first as usize + other.count as usize);
+        other.entry == join.entry && a < first + count && first < b
+    };
+    match code.joins.iter().filter(meets).count() {
+        1 => Ok(joined),
+        _ => Err(format!("launches {first} to {} stand in two", first + count)),
     }
-    if !code.kernels.iter().any(|k| k.name == join.kernel) {
-        return Err(wrong("its kernel is missing"));
-    }
-    let launches = &entry.launches[join.first as usize..end as usize];
-    Ok(launches.iter().map(|l| l.buffers.len()).sum())
 }
 
 /// The least and the most that no device and no kernel exceeds.
@@ -211,6 +202,7 @@ fn sound_variant(variant: &Variant, buffers: usize) -> Result<(), String> {
             return Err(format!("a variant for at most {most}"));
         }
     }
+    sound_tiles(&variant.multiples)?;
     variant.workspaces.iter().try_for_each(sound_size)?;
     within("workspaces", variant.workspaces.len(), 0..=16)?;
     within("counters", variant.counters as usize, 0..=1 << 24)?;

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use runtime::artefact::{
-    Buffer, Code, DType, Entry, GpuKernel, Header, Launch, Layout, MapSource, Port, Size, Source, State, Step,
+    Buffer, Code, DType, Entry, GpuKernel, Header, Join, Launch, Layout, MapSource, Port, Size, Source, State, Step,
     TensorMap, TensorRef, Variant, Weight,
 };
 use runtime::container::Artefact;
@@ -16,7 +16,7 @@ fn size(coef: i64, syms: &[&str]) -> Size {
 }
 
 /// Everything that a GPU's kernel may have.
-fn gpu_kernel() -> GpuKernel {
+fn gpu_kernel(name: &str) -> GpuKernel {
     let map = |source| TensorMap {
         source,
         dtype: DType::BF16,
@@ -29,7 +29,7 @@ fn gpu_kernel() -> GpuKernel {
     let step = Step {
         function: "k_0".into(),
         tiles: vec![(size(1, &["B"]), 17)],
-        more_tiles: vec![],
+        more_tiles: vec![vec![(size(1, &["B"]), 19)]],
         per_multiprocessor: 3,
         threads: 384,
         shared: 200_000,
@@ -39,12 +39,13 @@ fn gpu_kernel() -> GpuKernel {
     };
     let variant = |at_most| Variant {
         at_most,
+        multiples: vec![],
         workspaces: vec![size(1024, &["B"])],
         counters: 5,
         steps: vec![step.clone()],
     };
     GpuKernel {
-        name: "k".into(),
+        name: name.into(),
         variants: vec![variant(Some((size(1, &["B"]), 9))), variant(None)],
     }
 }
@@ -82,12 +83,15 @@ fn artefact() -> Artefact {
             outputs: vec![],
             slots: vec![vec![size(64, &["T"])]],
             buffers: vec![Buffer::Input(0), Buffer::Slot(0), Buffer::Weight(0), Buffer::State(0)],
-            launches: vec![Launch {
-                kernel: "k".into(),
-                buffers: vec![0, 3],
-                tiles: vec![(size(1, &["B"]), 4)],
-                scratch: size(64, &[]),
-            }],
+            launches: vec![
+                Launch {
+                    kernel: "k".into(),
+                    buffers: vec![0, 3],
+                    tiles: vec![(size(1, &["B"]), 4)],
+                    scratch: size(64, &[]),
+                };
+                3
+            ],
         }],
         codes: vec![
             Code {
@@ -103,8 +107,13 @@ fn artefact() -> Artefact {
                 features: vec![],
                 offset: 0,
                 len: 2,
-                kernels: vec![gpu_kernel()],
-                joins: vec![],
+                kernels: vec![gpu_kernel("k"), gpu_kernel("k+k")],
+                joins: vec![Join {
+                    entry: "decode".into(),
+                    first: 1,
+                    count: 2,
+                    kernel: "k+k".into(),
+                }],
             },
         ],
     };
@@ -174,6 +183,16 @@ fn indices_and_sizes_are_checked_before_anything_runs() {
         ),
         ("\"target\":\"sm_90a\"", "\"target\":\"x86-64-v4\"", "a CPU's"),
         ("\"buffer\":1}", "\"buffer\":2}", "buffer 2 of 2"),
+        ("\"first\":1", "\"first\":2", "launches 2 to 4 of 3"),
+        ("\"first\":1", "\"first\":4294967295", "of 3"),
+        ("\"count\":2", "\"count\":0", "0 launches"),
+        (
+            "\"entry\":\"decode\"",
+            "\"entry\":\"prefill\"",
+            "no entry point prefill",
+        ),
+        ("\"kernel\":\"k+k\"", "\"kernel\":\"kk\"", "no kernel kk"),
+        (",19]]", ",0]]", "blocks of 0"),
         ("\"workspace\":0}", "\"workspace\":1}", "workspace 1 of 1"),
         ("\"threads\":384", "\"threads\":0", "0 threads"),
         ("\"threads\":384", "\"threads\":1025", "1025 threads"),
@@ -213,6 +232,15 @@ fn indices_and_sizes_are_checked_before_anything_runs() {
         *maps = vec![maps[0].clone(); 40];
     };
     assert!(refused(&many).contains("bytes of parameters"));
+    let mut a = artefact();
+    let joins = &mut a.header.codes[1].joins;
+    joins.push(Join {
+        first: 2,
+        count: 1,
+        ..joins[0].clone()
+    });
+    let error = Artefact::from_bytes(&a.to_bytes().unwrap()).unwrap_err();
+    assert!(error.contains("stand in two"), "{error}");
     let flat = |k: &mut GpuKernel| k.variants[0].steps[0].maps[0].dims.clear();
     assert!(refused(&flat).contains("0 dimensions"));
 }

@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from launch import SYMBOLS, Module, size
+from launch import SYMBOLS, Module, fits
 
 TYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "i32": torch.int32, "i1": torch.uint8}
 GUARD = 256
@@ -55,8 +55,7 @@ for folder in map(pathlib.Path, sys.argv[1:]):
         variants = module.kernels[case["kernel"]]["gpu"]["variants"]
         sizes = {**{s: 1 for s in SYMBOLS}, **case["sizes"]}
         for v, spec in enumerate(variants):
-            limit = spec.get("at_most")
-            if limit and size(limit[0], sizes) > limit[1]:
+            if not fits(spec, sizes):
                 continue
             total += 1
             try:

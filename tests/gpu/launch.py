@@ -35,6 +35,13 @@ def size(s, sizes):
     return n
 
 
+def fits(variant, sizes):
+    """May these sizes be run by it?"""
+    limit = variant.get("at_most")
+    few = limit is None or size(limit[0], sizes) <= limit[1]
+    return few and all(size(s, sizes) % n == 0 for s, n in variant.get("multiples", []))
+
+
 class Attribute(ctypes.Structure):
     _fields_ = [("id", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_uint32 * 16)]
 
@@ -79,8 +86,7 @@ class Module:
 
     def variant(self, name, sizes):
         for v in self.kernels[name]["gpu"]["variants"]:
-            limit = v.get("at_most")
-            if limit is None or size(limit[0], sizes) <= limit[1]:
+            if fits(v, sizes):
                 return v
         raise RuntimeError(f"{name}: no variant for {sizes}")
 

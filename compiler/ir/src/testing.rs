@@ -1,5 +1,5 @@
 //! Programs for tests: one per op and sample, and random ones. Each comes with sizes, inputs, weights and states, so that any two
-//! ways to run a program can be compared on it. Nothing here is used outside tests.
+//! ways to run a program can be compared on it. Used by tests and by `loopc check` alone.
 
 mod random;
 
@@ -50,10 +50,15 @@ impl Case {
     }
 }
 
-/// One op between inputs `x0`, `x1`, .. and the result `y`.
+/// One op between inputs `x0`, `x1`, .. and the result `y`; sizes are small.
 pub fn sample_case(op: &OpDef, sample: &Sample, seed: u64) -> Result<Case, String> {
     let mut rng = Rng::new(seed);
     let sizes = sizes(&mut rng);
+    sized_case(op, sample, sizes, rng)
+}
+
+/// As `sample_case`, with sizes that are given: B, T <= S <= C.
+pub fn sized_case(op: &OpDef, sample: &Sample, sizes: Sizes, mut rng: Rng) -> Result<Case, String> {
     let (mut f, mut inputs) = (Function::new(ENTRY), BTreeMap::new());
     let mut operands = vec![];
     for (i, ty) in sample.operands.iter().enumerate() {
@@ -122,10 +127,10 @@ fn resolved(ty: &TensorType, sizes: &Sizes) -> Vec<usize> {
 }
 
 /// SplitMix64 (Steele, Lea and Flood, 2014): small, and the same everywhere.
-struct Rng(u64);
+pub struct Rng(u64);
 
 impl Rng {
-    fn new(seed: u64) -> Rng {
+    pub fn new(seed: u64) -> Rng {
         Rng(seed)
     }
 
@@ -137,15 +142,15 @@ impl Rng {
     }
 
     /// In `0..n`; 0 if n is less than 1.
-    fn below(&mut self, n: i64) -> i64 {
+    pub fn below(&mut self, n: i64) -> i64 {
         (self.next() % n.max(1) as u64) as i64
     }
 
-    fn unit(&mut self) -> f64 {
+    pub fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    fn choose<'a, T>(&mut self, list: &'a [T]) -> &'a T {
+    pub fn choose<'a, T>(&mut self, list: &'a [T]) -> &'a T {
         &list[self.below(list.len() as i64) as usize]
     }
 }

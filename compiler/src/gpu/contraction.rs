@@ -47,6 +47,7 @@ pub fn emit(kernel: &Kernel, c: &Contraction, target: &Target) -> Emitted {
             name: kernel.name.clone(),
             variants: vec![Variant {
                 at_most: None,
+                multiples: vec![],
                 workspaces: vec![],
                 counters: 0,
                 steps: vec![Step {

@@ -95,6 +95,7 @@ pub fn emit(name: &str, kernels: &[Kernel], target: &Target) -> Emitted {
             name: name.to_string(),
             variants: vec![Variant {
                 at_most: None,
+                multiples: vec![],
                 workspaces: vec![],
                 counters: 0,
                 steps: vec![Step {

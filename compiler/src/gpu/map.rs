@@ -115,25 +115,27 @@ fn reads_along_points(kernel: &Kernel) -> bool {
 
 /// The widest vector of columns that every access allows.
 fn lanes(kernel: &Kernel) -> i64 {
-    let Some(cols) = kernel.cols.as_const() else { return 1 };
+    let known = kernel.cols.as_const().is_some();
+    [8, 4, 2].into_iter().find(|n| known && allows(kernel, *n)).unwrap_or(1)
+}
+
+/// Do vectors of so many columns lie side by side, at multiples of their size, in all that is loaded and stored?
+pub fn allows(kernel: &Kernel, lanes: i64) -> bool {
     let column = kernel.outer.len();
-    let varies = |id: &usize| depends_on_column(kernel, *id);
-    let allows = |lanes: i64| {
-        cols % lanes == 0
-            && accesses(kernel).all(|a| {
-                let stride = &a.strides[column];
-                if stride.coef == 0 {
-                    return a.indirect.as_ref().is_none_or(|(id, _)| !varies(id));
-                }
-                let rest = a.strides[..column]
-                    .iter()
-                    .chain([&a.offset])
-                    .chain(a.indirect.iter().map(|(_, s)| s));
-                let even = rest.into_iter().all(|s| s.coef % lanes == 0);
-                *stride == Size::one() && even && a.indirect.as_ref().is_none_or(|(id, _)| !varies(id))
-            })
+    let fits = |a: &Access| {
+        let stride = &a.strides[column];
+        let steady = a
+            .indirect
+            .as_ref()
+            .is_none_or(|(id, _)| !depends_on_column(kernel, *id));
+        let rest = a.strides[..column]
+            .iter()
+            .chain([&a.offset])
+            .chain(a.indirect.iter().map(|(_, s)| s));
+        let even = rest.into_iter().all(|s| s.coef % lanes == 0);
+        steady && (stride.coef == 0 || (*stride == Size::one() && even))
     };
-    [8, 4, 2].into_iter().find(|n| allows(*n)).unwrap_or(1)
+    kernel.cols.as_const().is_some_and(|cols| cols % lanes == 0) && accesses(kernel).all(fits)
 }
 
 fn depends_on_column(kernel: &Kernel, id: usize) -> bool {
@@ -171,6 +173,7 @@ pub fn emit(kernel: &Kernel, target: &Target) -> Emitted {
             name: kernel.name.clone(),
             variants: vec![Variant {
                 at_most: None,
+                multiples: vec![],
                 workspaces: vec![],
                 counters: 0,
                 steps: vec![Step {

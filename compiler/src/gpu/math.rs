@@ -31,6 +31,11 @@ pub fn log(e: &mut Emit, x: Val) -> Val {
     e.mul(y, ln2)
 }
 
+/// The larger one, in one instruction.
+pub fn max(e: &mut Emit, a: Val, b: Val) -> Val {
+    e.op(a.ty, &format!("llvm.intr.maxnum({a}, {b}) : ({0}, {0}) -> {0}", a.ty))
+}
+
 pub fn reciprocal(e: &mut Emit, x: Val) -> Val {
     intrinsic(e, "llvm.nvvm.rcp.approx.ftz.f", x)
 }

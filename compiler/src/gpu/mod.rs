@@ -6,17 +6,22 @@
 mod assemble;
 mod contraction;
 mod epilogue;
+mod few_rows;
 mod join;
+mod kernels;
 mod map;
 pub(crate) mod math;
+mod mma;
 mod ptx;
+mod sweep_gradient;
+mod sweep_mma;
 mod target;
 
 pub use target::Target;
 
 use ir::Size;
 use ir::plan::{Kernel, Plan};
-use runtime::artefact::{self, GpuKernel, Join};
+use runtime::artefact::{self, GpuKernel, Join, Variant};
 
 use crate::cpu::{CodeError, Compiled};
 use crate::pipeline;
@@ -26,6 +31,18 @@ pub struct Emitted {
     pub kernel: GpuKernel,
     /// (name, MLIR)
     pub functions: Vec<(String, String)>,
+}
+
+impl Emitted {
+    /// Another way that goes before those that are there; if it has no condition, nothing is left for them.
+    fn before_all(&mut self, variant: Variant, name: String, text: String, always: bool) {
+        if always {
+            self.kernel.variants.clear();
+            self.functions.clear();
+        }
+        self.kernel.variants.insert(0, variant);
+        self.functions.push((name, text));
+    }
 }
 
 /// Code for one target, and how its kernels are run.
@@ -89,13 +106,32 @@ pub fn compile_kernels(
 pub fn emit(kernel: &Kernel, target: &Target) -> Result<Emitted, CodeError> {
     let kernel = &with_ptx_name(kernel);
     if let Some(c) = &kernel.contraction {
-        return Ok(contraction::emit(kernel, c, target));
+        let mut emitted = contraction::emit(kernel, c, target);
+        if let Some(even) = mma::takes(kernel, c) {
+            let name = format!("{}_mma", kernel.name);
+            let (variant, text) = mma::variant(kernel, c, &even, &name, target);
+            emitted.before_all(variant, name, text, even.is_empty());
+        }
+        if few_rows::takes(kernel, c) {
+            for rows in few_rows::ROWS.into_iter().rev() {
+                let name = format!("{}_{rows}", kernel.name);
+                let (variant, text) = few_rows::variant(kernel, c, rows, &name, target);
+                emitted.before_all(variant, name, text, false);
+            }
+        }
+        return Ok(emitted);
     }
-    if kernel.sweep_gradient.is_some() || kernel.sweep.is_some() {
-        return Err(CodeError(format!(
-            "kernel {}: not for {} yet",
-            kernel.name, target.name
-        )));
+    if let Some(sweep) = &kernel.sweep {
+        let mut emitted = kernels::sweep::emit(kernel, sweep, target);
+        if let Some(even) = sweep_mma::takes(kernel, sweep) {
+            let name = format!("{}_mma", kernel.name);
+            let (variant, text) = sweep_mma::variant(kernel, sweep, &even, &name, target);
+            emitted.before_all(variant, name, text, even.is_empty());
+        }
+        return Ok(emitted);
+    }
+    if let Some(g) = &kernel.sweep_gradient {
+        return Ok(sweep_gradient::emit(kernel, g, target));
     }
     Ok(map::emit(kernel, target))
 }

@@ -124,6 +124,16 @@ pub fn shuffle_xor(e: &mut Emit, x: Val, bits: i64) -> Val {
     )
 }
 
+/// The value of that lane.
+pub fn shuffle(e: &mut Emit, x: Val, lane: Val) -> Val {
+    let all = e.int(-1, I32);
+    let clamp = e.int(31, I32);
+    e.op(
+        F32,
+        &format!("llvm.call_intrinsic \"llvm.nvvm.shfl.sync.idx.f32\"({all}, {x}, {lane}, {clamp}) : (i32, f32, i32, i32) -> f32"),
+    )
+}
+
 /// The start of the block's dynamic shared memory.
 pub fn shared(e: &mut Emit) -> Val {
     e.op(Ty::scalar(Elem::Shared), "llvm.mlir.addressof @smem : !llvm.ptr<3>")
@@ -153,4 +163,47 @@ pub fn asm(e: &mut Emit, text: &str, constraints: &str, operands: &[Val], result
                 .collect()
         }
     }
+}
+
+/// The start of the block's dynamic shared memory, i32: what instructions of the asynchronous units and `ldmatrix` take.
+pub fn shared_address(e: &mut Emit) -> Val {
+    let start = shared(e);
+    e.op(I32, &format!("llvm.ptrtoint {start} : !llvm.ptr<3> to i32"))
+}
+
+/// 16 bytes from global to shared memory, of which the first `bytes` are read and the rest are zero; see `commit_copies`.
+pub fn copy_async(e: &mut Emit, to: Val, from: Val, bytes: Val) {
+    let text = "cp.async.cg.shared.global [$0], [$1], 16, $2;";
+    asm(e, text, "r,l,r,~{memory}", &[to, from, bytes], &[]);
+}
+
+/// The copies so far are a group.
+pub fn commit_copies(e: &mut Emit) {
+    asm(e, "cp.async.commit_group;", "~{memory}", &[], &[]);
+}
+
+/// Waits until at most so many of the thread's last groups are on their way.
+pub fn wait_copies(e: &mut Emit, groups: i64) {
+    asm(e, &format!("cp.async.wait_group {groups};"), "~{memory}", &[], &[]);
+}
+
+/// Four 8 x 8 matrices of 16-bit elements: lanes 8 i.. give the addresses (i32, in shared memory) of matrix i's rows.
+pub fn load_matrices(e: &mut Emit, at: Val, turned: bool) -> Vec<Val> {
+    let turn = if turned { ".trans" } else { "" };
+    let text = format!("ldmatrix.sync.aligned.m8n8.x4{turn}.shared.b16 {{$0, $1, $2, $3}}, [$4];");
+    asm(e, &text, "=r,=r,=r,=r,r,~{memory}", &[at], &[I32; 4])
+}
+
+/// acc + a b for m16 n8 k16, bf16 into f32: the fragments of the PTX ISA, "Matrix fragments for mma.m16n8k16".
+pub fn mma_bf16(e: &mut Emit, a: &[Val], b: &[Val], acc: &[Val]) -> Vec<Val> {
+    let text = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, \
+                {$10, $11, $12, $13};";
+    let operands: Vec<Val> = a.iter().chain(b).chain(acc).copied().collect();
+    asm(e, text, "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", &operands, &[F32; 4])
+}
+
+/// 16 bytes that are read once: they need no place in the first cache.
+pub fn load_once(e: &mut Emit, from: Val) -> Vec<Val> {
+    let text = "ld.global.nc.L1::no_allocate.v4.b32 {$0, $1, $2, $3}, [$4];";
+    asm(e, text, "=r,=r,=r,=r,l", &[from], &[I32; 4])
 }

@@ -12,7 +12,8 @@ use super::memory::ALIGN;
 pub fn variant<'a>(kernel: &'a GpuKernel, values: &Sizes) -> Option<&'a Variant> {
     kernel.variants.iter().find(|v| {
         let fits = |(size, most): &(Size, i64)| eval(size, values).is_some_and(|n| n <= *most);
-        v.at_most.as_ref().is_none_or(fits)
+        let divides = |(size, of): &(Size, i64)| eval(size, values).is_some_and(|n| n % of == 0);
+        v.at_most.as_ref().is_none_or(fits) && v.multiples.iter().all(divides)
     })
 }
 
@@ -28,11 +29,11 @@ pub fn workspaces(variant: &Variant, values: &Sizes) -> Option<(Vec<usize>, usiz
 
 /// The step's grid; `None` where there is nothing to do.
 pub fn grid(step: &Step, values: &Sizes, multiprocessors: u32) -> Result<Option<Grid>, String> {
-    let mut blocks = 0i64;
-    for part in std::iter::once(&step.tiles).chain(&step.more_tiles) {
-        let n = tiles(part, values).and_then(|n| blocks.checked_add(n));
-        blocks = n.ok_or("a size is unknown or too large")?;
-    }
+    let parts = [&step.tiles].into_iter().chain(&step.more_tiles);
+    let blocks = parts
+        .map(|t| tiles(t, values))
+        .try_fold(0i64, |sum, n| sum.checked_add(n?));
+    let mut blocks = blocks.ok_or("a size is unknown or too large")?;
     if step.per_multiprocessor > 0 {
         blocks = blocks.min(i64::from(step.per_multiprocessor) * i64::from(multiprocessors));
     }
@@ -61,7 +62,7 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    /// `of`: the address of each of the entry's buffers.
+    /// `of`: the address of each of the entry's buffers, of which the launch is given `buffers`.
     pub fn new(
         buffers: &[u32],
         variant: &Variant,
@@ -199,6 +200,7 @@ mod tests {
     fn the_first_variant_that_fits() {
         let of = |limit: Option<i64>| Variant {
             at_most: limit.map(|n| (size(1, &["B", "T"]), n)),
+            multiples: if limit == Some(64) { vec![(size(1, &["T"]), 3)] } else { vec![] },
             workspaces: vec![size(4, &["T"]), size(100, &[])],
             counters: limit.unwrap_or(0) as u32,
             steps: vec![],
@@ -207,10 +209,11 @@ mod tests {
             name: "k".into(),
             variants: vec![of(Some(8)), of(Some(64)), of(None)],
         };
+        // 2 x 4 are few; 3 x 3 are more, in rows of three; 1 x 64 are in no such rows.
         let chosen = |b, t| variant(&kernel, &values(&[("B", b), ("T", t)])).unwrap().counters;
         assert_eq!(
-            [chosen(2, 4), chosen(3, 3), chosen(1, 64), chosen(1, 65)],
-            [8, 64, 64, 0]
+            [chosen(2, 4), chosen(3, 3), chosen(1, 63), chosen(1, 64), chosen(1, 66)],
+            [8, 64, 64, 0, 0]
         );
         let v = values(&[("T", 65)]);
         assert_eq!(workspaces(&kernel.variants[0], &v), Some((vec![0, 512], 768)));
@@ -230,11 +233,13 @@ mod tests {
         assert_eq!(blocks(&s, 1 << 20), Ok(136));
         assert_eq!(blocks(&s, 1), Ok(8));
         assert!(grid(&s, &values(&[]), 132).unwrap_err().contains("unknown"));
+        let joined = Step {
+            more_tiles: vec![vec![], vec![(size(3, &["T"]), 2)]],
+            ..step()
+        };
+        assert_eq!(blocks(&joined, 5), Ok(2 + 1 + 8));
         s.tiles[1].0.coef = 0;
         assert_eq!(blocks(&s, 5), Ok(0));
-        s.more_tiles = vec![vec![(size(1, &["T"]), 2)], vec![(size(3, &[]), 1)]];
-        assert_eq!(blocks(&s, 5), Ok(8), "6 in whole clusters");
-        s.more_tiles.clear();
         let many = Step {
             tiles: vec![(size(1 << 20, &["T"]), 1)],
             ..step()
@@ -246,6 +251,7 @@ mod tests {
     fn parameters_in_their_order() {
         let variant = Variant {
             at_most: None,
+            multiples: vec![],
             workspaces: vec![size(1, &[]); 2],
             counters: 3,
             steps: vec![],

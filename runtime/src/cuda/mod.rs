@@ -43,8 +43,8 @@ pub struct Cuda {
     work: Mutex<Work>,
     weights: Weights,
     kernels: Vec<GpuKernel>,
-    /// Of each entry: what runs one after the other.
-    launches: Vec<Vec<Planned>>,
+    /// Of each entry.
+    launches: Vec<Vec<Launch>>,
     functions: HashMap<String, Function>,
     _module: Module,
     context: Arc<Context>,
@@ -52,34 +52,12 @@ pub struct Cuda {
     states: AtomicU64,
 }
 
-/// A launch, or several that run as one.
-struct Planned {
-    /// Index of `Code::kernels`.
+/// A launch of an entry, or several that run as one.
+struct Launch {
+    /// Index into `Cuda::kernels`.
     kernel: usize,
     /// Of the entry.
     buffers: Vec<u32>,
-}
-
-fn planned(entry: &Entry, code: &Code) -> Result<Vec<Planned>, RuntimeError> {
-    let of = |name: &str, buffers: Vec<u32>| -> Result<Planned, RuntimeError> {
-        let kernel = code.kernels.iter().position(|k| k.name == name);
-        let kernel = kernel.ok_or_else(|| RuntimeError::Code(format!("it has no kernel `{name}`")))?;
-        Ok(Planned { kernel, buffers })
-    };
-    let mut all = vec![];
-    let mut at = 0;
-    while at < entry.launches.len() {
-        let join = code
-            .joins
-            .iter()
-            .find(|j| j.entry == entry.name && j.first as usize == at);
-        let count = join.map_or(1, |j| j.count as usize);
-        let launches = &entry.launches[at..at + count];
-        let name = join.map_or(&launches[0].kernel, |j| &j.kernel);
-        all.push(of(name, launches.iter().flat_map(|l| l.buffers.clone()).collect())?);
-        at += count;
-    }
-    Ok(all)
 }
 
 /// Memory that calls reuse, and what was recorded on it.
@@ -139,7 +117,7 @@ impl Cuda {
         let launches = header
             .entries
             .iter()
-            .map(|e| planned(e, code))
+            .map(|e| launches(e, code))
             .collect::<Result<_, _>>()?;
         let asked = std::env::var_os("CUDA_LAUNCH_BLOCKING").is_some_and(|v| v == "1");
         Ok(Cuda {
@@ -320,8 +298,8 @@ impl Cuda {
         }
         let mut all = vec![];
         for (launch, offsets) in self.launches[call.index].iter().zip(&layout.workspaces) {
-            let kernel = &self.kernels[launch.kernel];
-            let variant = geometry::variant(kernel, &call.values).ok_or_else(|| call.unknown())?;
+            let variant =
+                geometry::variant(&self.kernels[launch.kernel], &call.values).ok_or_else(|| call.unknown())?;
             let (workspace, counters) = (base(&work.workspace), base(&work.counters));
             let at = Addresses::new(&launch.buffers, variant, &addresses, workspace, offsets, counters);
             for step in &variant.steps {
@@ -408,6 +386,27 @@ fn grow(memory: &mut Option<DeviceMemory>, context: &Arc<Context>, len: usize) -
     *memory = None;
     *memory = Some(DeviceMemory::new(context, len, Held::Work)?);
     Ok(true)
+}
+
+/// An entry's launches in their order, those that run as one together.
+fn launches(entry: &Entry, code: &Code) -> Result<Vec<Launch>, RuntimeError> {
+    let mut all = vec![];
+    let mut at = 0;
+    while let Some(first) = entry.launches.get(at) {
+        let join = code
+            .joins
+            .iter()
+            .find(|j| j.entry == entry.name && j.first as usize == at);
+        let (name, count) = join.map_or((&first.kernel, 1), |j| (&j.kernel, j.count as usize));
+        let kernel = code.kernels.iter().position(|k| k.name == *name);
+        let joined = &entry.launches[at..at + count];
+        all.push(Launch {
+            kernel: kernel.ok_or_else(|| RuntimeError::Code(format!("it has no kernel `{name}`")))?,
+            buffers: joined.iter().flat_map(|l| l.buffers.iter().copied()).collect(),
+        });
+        at += count;
+    }
+    Ok(all)
 }
 
 /// By name, each ready for the most shared memory that any step gives it.

@@ -1,0 +1,3 @@
+//! Kernels that have more than one way to be run; each module lists its ways and their conditions.
+
+pub mod sweep;

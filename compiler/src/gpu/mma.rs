@@ -1,0 +1,450 @@
+//! bf16 contractions by `mma.sync`: weights, keys or values, batched or not, on every GPU from sm_80 on.
+//!
+//!     block = (batch point, 128 rows, 128 columns)     eight warps of 64 rows x 32 columns
+//!       for k step 64                                  three stages in flight by cp.async, chunks of 16 bytes swizzled by their row
+//!         for k step 16: fragments by ldmatrix (transposed where k is the row), 16 products a warp
+//!       sums to shared memory, then the kernel's stages
+//!
+//! Rows and columns behind the last one are the last one again, or zero; k behind the last one is zero. What is rounded or measured as it is
+//! read, and what is reduced over columns, is not for this file.
+
+use ir::plan::{Access, Contraction, Expr, Kernel, Rhs};
+use ir::{DType, Size};
+use runtime::artefact::{Step, Variant};
+
+use super::epilogue::{Tile, clamped};
+use super::ptx::{self, F32, I32, Params, Signature};
+use super::{Target, tiles};
+use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
+use crate::pipeline;
+use crate::scalar::{Body, Math};
+
+const THREADS: i64 = 256;
+/// Rows and columns of a block.
+const TILE: i64 = 128;
+/// Of the sum, at a time: a row of 128 bytes.
+const DEPTH: i64 = 64;
+const STAGES: i64 = 3;
+/// Bytes of one side of a stage.
+const SIDE: i64 = TILE * DEPTH * 2;
+/// Rows and columns of a warp.
+const WARP: [i64; 2] = [64, 32];
+/// Elements from row to row of the parked sums.
+const PITCH: i64 = TILE + 4;
+
+/// Can it be multiplied here? All chunks of 16 bytes must lie at multiples of 16: the sizes that must be multiples of 8 elements for it,
+/// or none where they never are.
+pub fn takes(kernel: &Kernel, c: &Contraction) -> Option<Vec<Size>> {
+    let is_bf16 = |arg: usize| kernel.args[arg].dtype == DType::BF16;
+    let (arg, mut sizes) = match &c.b {
+        Rhs::Packed { arg } => (*arg, vec![&c.k]),
+        Rhs::KContiguous { arg, offset, strides } | Rhs::NContiguous { arg, offset, strides } => {
+            (*arg, strides.iter().chain([offset]).collect())
+        }
+    };
+    sizes.extend(row_strides(&c.a).iter().chain([&c.a.offset]));
+    let plain = c.a.indirect.is_none() && c.also.is_none() && !kernel.exprs.contains(&Expr::RowSquares);
+    let known_odd = sizes.iter().any(|s| s.as_const().is_some_and(|n| n % 8 != 0));
+    let takes = is_bf16(c.a.arg) && is_bf16(arg) && plain && !kernel.reduces() && !known_odd;
+    takes.then(|| sizes.into_iter().filter(|s| s.coef % 8 != 0).cloned().collect())
+}
+
+/// All strides but the last, which is k's.
+fn row_strides(a: &Access) -> &[Size] {
+    &a.strides[..a.strides.len() - 1]
+}
+
+/// `even`: what `takes` gave.
+pub fn variant(kernel: &Kernel, c: &Contraction, even: &[Size], name: &str, target: &Target) -> (Variant, String) {
+    let (batch, rows) = kernel.outer.split_at(c.batch);
+    let grid = [
+        (Size::product(batch), 1),
+        (Size::product(rows), TILE),
+        (kernel.cols.clone(), TILE),
+    ];
+    let signature = Signature {
+        buffers: kernel.args.len(),
+        threads: THREADS as u32,
+        overlap: target.hopper,
+        ..Signature::default()
+    };
+    let text = ptx::function(name, signature, |e, params| block(e, kernel, c, params));
+    let step = Step {
+        function: name.to_string(),
+        tiles: tiles(&grid),
+        more_tiles: vec![],
+        per_multiprocessor: 0,
+        threads: THREADS as u32,
+        shared: (STAGES * 2 * SIDE).max(TILE * PITCH * 4) as u32,
+        cluster: 0,
+        overlap: target.hopper,
+        maps: vec![],
+    };
+    let variant = Variant {
+        at_most: None,
+        multiples: even.iter().map(|s| (pipeline::size(s), 8)).collect(),
+        workspaces: vec![],
+        counters: 0,
+        steps: vec![step],
+    };
+    (variant, text)
+}
+
+/// Where a thread's chunks of one side come from and go to.
+struct Side {
+    arg: usize,
+    /// Of each chunk: its row's first element, i64.
+    bases: Vec<Val>,
+    /// First element in the row, or for values in the columns, i64; then the place in the stage, in bytes.
+    at: Vec<(Val, Val)>,
+    /// Elements from k to k, where k is the row; then rows are k and bases are the batch point's.
+    stride: Option<Val>,
+}
+
+fn block(e: &mut Emit, kernel: &Kernel, c: &Contraction, params: Params) {
+    let body = Body::over(kernel, 1, params.buffers, params.symbols, Math::Gpu);
+    let (batch, rows) = kernel.outer.split_at(c.batch);
+    let count = body.size(e, &Size::product(rows));
+    let cols = body.size(e, &kernel.cols);
+    let (column_blocks, row_blocks) = (blocks(e, cols), blocks(e, count));
+    let block = ptx::block(e);
+    let (at, rest) = (e.rem(block, column_blocks), e.div(block, column_blocks));
+    let tile = e.i64(TILE);
+    let at = e.extend_signed(at, Elem::I64);
+    let column = e.mul(at, tile);
+    let (at, point) = (e.rem(rest, row_blocks), e.div(rest, row_blocks));
+    let (at, point) = (e.extend_signed(at, Elem::I64), e.extend_signed(point, Elem::I64));
+    let batch = body.unravel(e, point, batch);
+    let thread = ptx::thread(e);
+    let shared = ptx::shared(e);
+    let tile = Tile {
+        thread,
+        threads: THREADS,
+        batch,
+        first: e.mul(at, tile),
+        rows: count,
+        cols,
+        height: TILE,
+        width: TILE,
+        sums: vec![shared],
+        pitch: PITCH,
+        squares: None,
+        body: &body,
+    };
+    let a = left(e, &tile, c);
+    let b = right(e, &tile, c, column);
+    let sums = sum(e, &tile, c, &a, &b);
+    park(e, &tile, &sums);
+    tile.stores(e, column);
+}
+
+/// How many tiles so many rows or columns are, i32.
+fn blocks(e: &mut Emit, n: Val) -> Val {
+    let (less, tile) = (e.i64(TILE - 1), e.i64(TILE));
+    let n = e.add(n, less);
+    let n = e.div(n, tile);
+    e.truncate_int(n, Elem::I32)
+}
+
+/// Byte of chunk `chunk` of row `row`, rows of 8 or 16 chunks: the swizzle lets eight rows of one chunk lie in eight banks' groups.
+pub fn place(e: &mut Emit, row: Val, chunk: Val, chunks: i64) -> Val {
+    let seven = e.int(7, I32);
+    let turn = e.and(row, seven);
+    let chunk = e.op(I32, &format!("arith.xori {chunk}, {turn} : i32"));
+    let chunks = e.int(chunks, I32);
+    let at = e.mul(row, chunks);
+    let at = e.add(at, chunk);
+    e.shl(at, 4)
+}
+
+/// Chunk i of the thread: (row, chunk) in rows of `chunks`.
+fn chunk_of(e: &mut Emit, thread: Val, i: i64, chunks: i64) -> (Val, Val) {
+    let n = e.int(chunks, I32);
+    let (row, chunk) = (e.div(thread, n), e.rem(thread, n));
+    let more = e.int(i * (THREADS / chunks), I32);
+    (e.add(row, more), chunk)
+}
+
+/// A's rows.
+fn left(e: &mut Emit, t: &Tile, c: &Contraction) -> Side {
+    let mut side = Side {
+        arg: c.a.arg,
+        bases: vec![],
+        at: vec![],
+        stride: None,
+    };
+    for i in 0..SIDE / 16 / THREADS {
+        let (row, chunk) = chunk_of(e, t.thread, i, DEPTH / 8);
+        let to = place(e, row, chunk, DEPTH / 8);
+        let row = t.offset(e, t.first, row);
+        let row = clamped(e, row, t.rows);
+        let mut point = t.point(e, row);
+        side.bases.push(t.body.base(e, &mut point, &c.a));
+        side.at.push((elements(e, chunk), to));
+    }
+    side
+}
+
+fn elements(e: &mut Emit, chunk: Val) -> Val {
+    let first = e.shl(chunk, 3);
+    e.extend_signed(first, Elem::I64)
+}
+
+/// B's columns as rows of k, or its rows of columns.
+fn right(e: &mut Emit, t: &Tile, c: &Contraction, column: Val) -> Side {
+    let k = t.body.size(e, &c.k);
+    let (arg, base, strides) = match &c.b {
+        Rhs::Packed { arg } => (*arg, e.i64(0), None),
+        Rhs::KContiguous { arg, offset, strides } | Rhs::NContiguous { arg, offset, strides } => {
+            let (last, batch) = strides.split_last().expect("a matrix has a stride for its rows");
+            let base = t.body.linear(e, offset, &t.batch, batch);
+            (*arg, base, Some(t.body.size(e, last)))
+        }
+    };
+    let by_k = matches!(c.b, Rhs::NContiguous { .. });
+    let mut side = Side {
+        arg,
+        bases: vec![],
+        at: vec![],
+        stride: if by_k { strides } else { None },
+    };
+    let chunks = if by_k { TILE / 8 } else { DEPTH / 8 };
+    for i in 0..SIDE / 16 / THREADS {
+        let (row, chunk) = chunk_of(e, t.thread, i, chunks);
+        let to = place(e, row, chunk, chunks);
+        if by_k {
+            let first = elements(e, chunk);
+            side.bases.push(e.extend_signed(row, Elem::I64));
+            side.at.push((e.add(column, first), to));
+            continue;
+        }
+        let n = t.offset(e, column, row);
+        let n = clamped(e, n, t.cols);
+        let at = e.mul(n, strides.unwrap_or(k));
+        side.bases.push(e.add(base, at));
+        side.at.push((elements(e, chunk), to));
+    }
+    if by_k {
+        // The batch point's first element: the same for all chunks.
+        side.bases.push(base);
+    }
+    side
+}
+
+/// Bytes of a chunk that are there: up to 16 of what lies before `end`.
+fn bytes_before(e: &mut Emit, at: Val, end: Val) -> Val {
+    let left = e.sub(end, at);
+    let (none, most) = (e.i64(0), e.i64(8));
+    let left = e.max(left, none);
+    let left = e.min(left, most);
+    let left = e.shl(left, 1);
+    e.truncate_int(left, Elem::I32)
+}
+
+/// Brings one side of the step that begins at `k` to shared memory.
+fn bring(e: &mut Emit, t: &Tile, side: &Side, k: Val, k_end: Val, to: Val) {
+    let base = t.body.args[side.arg];
+    for (i, (at, place)) in side.at.iter().enumerate() {
+        let (element, bytes) = match side.stride {
+            None => {
+                let k = e.add(k, *at);
+                let bytes = bytes_before(e, k, k_end);
+                let k = clamped(e, k, k_end);
+                (e.add(side.bases[i], k), bytes)
+            }
+            Some(stride) => {
+                let row = e.add(k, side.bases[i]);
+                let is_there = e.cmp(Cmp::Lt, row, k_end);
+                let row = clamped(e, row, k_end);
+                let bytes = bytes_before(e, *at, t.cols);
+                let none = e.int(0, I32);
+                let bytes = e.select(is_there, bytes, none);
+                let column = clamped(e, *at, t.cols);
+                let row = e.mul(row, stride);
+                let first = e.add(side.bases[side.at.len()], row);
+                (e.add(first, column), bytes)
+            }
+        };
+        // Where nothing is there nothing is read, but the address must be aligned all the same.
+        let eight = e.i64(-8);
+        let element = e.and(element, eight);
+        let from = e.at(base, element, Elem::I16);
+        let to = e.add(to, *place);
+        ptx::copy_async(e, to, from, bytes);
+    }
+}
+
+/// The sums of the thread's fragments: [m tile][n tile][4].
+fn sum(e: &mut Emit, t: &Tile, c: &Contraction, a: &Side, b: &Side) -> Vec<Val> {
+    let k_end = t.body.size(e, &c.k);
+    let base = ptx::shared_address(e);
+    let (less, depth) = (e.i64(DEPTH - 1), e.i64(DEPTH));
+    let steps = e.add(k_end, less);
+    let steps = e.div(steps, depth);
+    let stage = |e: &mut Emit, step: Val| {
+        let n = e.i64(STAGES);
+        let at = e.rem(step, n);
+        let at = e.truncate_int(at, Elem::I32);
+        let bytes = e.int(2 * SIDE, I32);
+        let at = e.mul(at, bytes);
+        e.add(base, at)
+    };
+    let fetch = |e: &mut Emit, step: Val| {
+        let is_there = e.cmp(Cmp::Lt, step, steps);
+        e.if_then(is_there, &[], |e| {
+            let to = stage(e, step);
+            let depth = e.i64(DEPTH);
+            let k = e.mul(step, depth);
+            bring(e, t, a, k, k_end, to);
+            let side = e.int(SIDE, I32);
+            let to = e.add(to, side);
+            bring(e, t, b, k, k_end, to);
+            vec![]
+        });
+        ptx::commit_copies(e);
+    };
+    for i in 0..STAGES - 1 {
+        let step = e.i64(i);
+        fetch(e, step);
+    }
+    let warp = Warp::new(e, t.thread);
+    let nothing = e.f32(0.0, F32);
+    let init = vec![nothing; (WARP[0] / 16 * WARP[1] / 8 * 4) as usize];
+    let zero = e.i64(0);
+    let out = e.for_loop(zero, steps, 1, &init, |e, step, acc| {
+        ptx::wait_copies(e, STAGES - 2);
+        ptx::barrier(e);
+        let ahead = e.i64(STAGES - 1);
+        let next = e.add(step, ahead);
+        fetch(e, next);
+        let from = stage(e, step);
+        warp.products(e, from, b.stride.is_some(), acc)
+    });
+    // The stages become the place of the sums.
+    ptx::wait_copies(e, 0);
+    ptx::barrier(e);
+    out
+}
+
+/// Bits `from..from + n` of a lane's number.
+pub fn lane_bits(e: &mut Emit, lane: Val, from: i64, n: i64) -> Val {
+    let x = e.shr(lane, from);
+    let mask = e.int((1 << n) - 1, I32);
+    e.and(x, mask)
+}
+
+/// A warp's part of a tile.
+struct Warp {
+    lane: Val,
+    /// First row and column.
+    row: Val,
+    column: Val,
+}
+
+impl Warp {
+    fn new(e: &mut Emit, thread: Val) -> Warp {
+        let (lanes, across) = (e.int(32, I32), e.int(TILE / WARP[1], I32));
+        let (warp, lane) = (e.div(thread, lanes), e.rem(thread, lanes));
+        let (row, column) = (e.div(warp, across), e.rem(warp, across));
+        let (height, width) = (e.int(WARP[0], I32), e.int(WARP[1], I32));
+        Warp {
+            lane,
+            row: e.mul(row, height),
+            column: e.mul(column, width),
+        }
+    }
+
+    fn products(&self, e: &mut Emit, stage: Val, by_k: bool, acc: &[Val]) -> Vec<Val> {
+        let mut acc = acc.to_vec();
+        let (m_tiles, n_tiles) = (WARP[0] / 16, WARP[1] / 8);
+        let side = e.int(SIDE, I32);
+        let right = e.add(stage, side);
+        for k in 0..DEPTH / 16 {
+            let a: Vec<Vec<Val>> = (0..m_tiles).map(|m| self.left(e, stage, m, k)).collect();
+            let mut b: Vec<[Val; 2]> = vec![];
+            for pair in 0..n_tiles / 2 {
+                let r = if by_k {
+                    self.right_by_k(e, right, pair, k)
+                } else {
+                    self.right(e, right, pair, k)
+                };
+                b.extend([[r[0], r[1]], [r[2], r[3]]]);
+            }
+            for (m, a) in a.iter().enumerate() {
+                for (n, b) in b.iter().enumerate() {
+                    let at = (m * n_tiles as usize + n) * 4;
+                    let sums = ptx::mma_bf16(e, a, b, &acc[at..at + 4]);
+                    acc.splice(at..at + 4, sums);
+                }
+            }
+        }
+        acc
+    }
+
+    /// Rows m * 16.., k chunks 2 k..: matrices (low rows, first chunk), (high, first), (low, second), (high, second).
+    fn left(&self, e: &mut Emit, stage: Val, m: i64, k: i64) -> Vec<Val> {
+        let row = lane_bits(e, self.lane, 0, 4);
+        let row = e.add(row, self.row);
+        let first = e.int(16 * m, I32);
+        let row = e.add(row, first);
+        let chunk = lane_bits(e, self.lane, 4, 1);
+        let first = e.int(2 * k, I32);
+        let chunk = e.add(chunk, first);
+        let at = place(e, row, chunk, DEPTH / 8);
+        let at = e.add(stage, at);
+        ptx::load_matrices(e, at, false)
+    }
+
+    /// Columns pair * 16.. as rows of k: matrices (low columns, first chunk), (low, second), (high, first), (high, second).
+    fn right(&self, e: &mut Emit, stage: Val, pair: i64, k: i64) -> Vec<Val> {
+        let (low, high) = (lane_bits(e, self.lane, 0, 3), lane_bits(e, self.lane, 4, 1));
+        let high = e.shl(high, 3);
+        let row = e.or(low, high);
+        let row = e.add(row, self.column);
+        let first = e.int(16 * pair, I32);
+        let row = e.add(row, first);
+        let chunk = lane_bits(e, self.lane, 3, 1);
+        let first = e.int(2 * k, I32);
+        let chunk = e.add(chunk, first);
+        let at = place(e, row, chunk, DEPTH / 8);
+        let at = e.add(stage, at);
+        ptx::load_matrices(e, at, false)
+    }
+
+    /// The same fragments of rows of columns, turned as they are read.
+    fn right_by_k(&self, e: &mut Emit, stage: Val, pair: i64, k: i64) -> Vec<Val> {
+        let row = lane_bits(e, self.lane, 0, 4);
+        let first = e.int(16 * k, I32);
+        let row = e.add(row, first);
+        let chunk = lane_bits(e, self.lane, 4, 1);
+        let column = e.shr(self.column, 3);
+        let chunk = e.add(chunk, column);
+        let first = e.int(2 * pair, I32);
+        let chunk = e.add(chunk, first);
+        let at = place(e, row, chunk, TILE / 8);
+        let at = e.add(stage, at);
+        ptx::load_matrices(e, at, true)
+    }
+}
+
+/// Fragments to the tile in shared memory: a thread holds columns 2 c and 2 c + 1 of rows g and g + 8.
+fn park(e: &mut Emit, t: &Tile, sums: &[Val]) {
+    let warp = Warp::new(e, t.thread);
+    let (g, c) = (lane_bits(e, warp.lane, 2, 3), lane_bits(e, warp.lane, 0, 2));
+    let c = e.shl(c, 1);
+    let n_tiles = WARP[1] / 8;
+    for (i, pair) in sums.chunks(2).enumerate() {
+        let (tile, half) = (i as i64 / 2, i as i64 % 2);
+        let (m, n) = (tile / n_tiles, tile % n_tiles);
+        let (down, right) = (e.int(16 * m + 8 * half, I32), e.int(8 * n, I32));
+        let row = e.add(warp.row, g);
+        let row = e.add(row, down);
+        let column = e.add(warp.column, c);
+        let column = e.add(column, right);
+        let at = t.sum_at(e, 0, row, column);
+        let both = e.vector(pair);
+        debug_assert_eq!(both.ty, Ty::vector(Elem::F32, 2));
+        e.store_aligned(both, at, 8);
+    }
+    ptx::barrier(e);
+}
