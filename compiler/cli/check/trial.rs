@@ -166,7 +166,7 @@ fn run(engine: &Engine, trial: &Trial, seed: u64) -> anyhow::Result<Found> {
             .states
             .get(name)
             .ok_or_else(|| anyhow!("no data for state {name}"))?;
-        state.write(name, &floats(values))?;
+        state.write(name, 0, &floats(values))?;
     }
     let mut found = vec![];
     for call in &trial.calls {
@@ -175,7 +175,7 @@ fn run(engine: &Engine, trial: &Trial, seed: u64) -> anyhow::Result<Found> {
             .map(|(name, x)| (format!("result {name}"), x))
             .collect();
         for name in &names {
-            results.insert(format!("state {name}"), state.read(name)?);
+            results.insert(format!("state {name}"), state.values(name)?);
         }
         found.push(results);
     }

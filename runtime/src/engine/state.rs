@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{sizes, widened};
+use super::{Output, sizes, widened};
 use crate::artefact::{DType, Sizes, State as StateSpec};
 use crate::error::RuntimeError;
 use crate::memory::Memory;
@@ -59,6 +59,14 @@ impl State {
         let spec = self.specs.iter().find(|s| s.name == name)?;
         let sizes = self.sizes();
         spec.shape.iter().map(|n| sizes::eval(n, &sizes)).collect()
+    }
+
+    /// A whole state, widened to f32.
+    pub fn values(&self, name: &str) -> Result<Output, RuntimeError> {
+        let shape = self.shape(name).ok_or_else(|| no_such(name))?;
+        let mut data = vec![0.0; shape.iter().product::<i64>() as usize];
+        self.read(name, 0, &mut data)?;
+        Ok(Output { shape, data })
     }
 
     /// Numbers of a state from `first` on, widened to f32, as many as `out` has. In pieces, so that a large state is not held twice.
