@@ -7,6 +7,7 @@ mod assemble;
 mod contraction;
 mod epilogue;
 mod few_rows;
+mod hopper;
 mod join;
 mod kernels;
 mod map;
@@ -148,13 +149,7 @@ pub fn emit(kernel: &Kernel, target: &Target) -> Result<Emitted, CodeError> {
         return Ok(emitted);
     }
     if let Some(sweep) = &kernel.sweep {
-        let mut emitted = kernels::sweep::emit(kernel, sweep, target);
-        if let Some(even) = sweep_mma::takes(kernel, sweep) {
-            let name = format!("{}_mma", kernel.name);
-            let (variant, text) = sweep_mma::variant(kernel, sweep, &even, &name, target);
-            emitted.before_all(variant, name, text, even.is_empty());
-        }
-        return Ok(emitted);
+        return Ok(kernels::sweep::emit(kernel, sweep, target));
     }
     if let Some(g) = &kernel.sweep_gradient {
         return Ok(sweep_gradient::emit(kernel, g, target));

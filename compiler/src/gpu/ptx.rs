@@ -57,6 +57,10 @@ pub fn function(name: &str, signature: Signature, body: impl FnOnce(&mut Emit, P
         .zip(&symbols)
         .map(|(name, v)| (*name, e.extend_signed(*v, Elem::I64)))
         .collect();
+    if signature.overlap {
+        let_next_begin(&mut e);
+        wait_for_earlier(&mut e);
+    }
     body(
         &mut e,
         Params {
