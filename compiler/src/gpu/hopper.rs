@@ -141,6 +141,8 @@ pub struct Step {
 pub enum Left<'a> {
     /// A descriptor.
     Shared(Val),
+    /// A descriptor of a matrix whose rows are the sum's dimension: columns are contiguous.
+    Across(Val),
     /// Four i32 a step: the fragments of the PTX ISA, "Register fragments for wgmma.mma_async.m64nNk16".
     Registers(&'a [Val]),
 }
@@ -172,8 +174,9 @@ pub fn multiply(
         format!("${}", place - 1)
     };
     let b = operand(b, "l");
+    let across = i64::from(matches!(left, Left::Across(_)));
     let (a, fragments): (String, Vec<String>) = match left {
-        Left::Shared(a) => (operand(a, "l"), vec![]),
+        Left::Shared(a) | Left::Across(a) => (operand(a, "l"), vec![]),
         Left::Registers(list) => (String::new(), list.iter().map(|v| operand(*v, "r")).collect()),
     };
     let mut text = "{ .reg .pred keep; .reg .b64 x, y; wgmma.fence.sync.aligned; ".to_string();
@@ -184,7 +187,7 @@ pub fn multiply(
         let turned = i64::from(turned);
         if fragments.is_empty() {
             text += &format!(
-                "add.s64 x, {a}, {}; {shape} {{{outputs}}}, x, y, keep, 1, 1, 0, {turned}; ",
+                "add.s64 x, {a}, {}; {shape} {{{outputs}}}, x, y, keep, 1, 1, {across}, {turned}; ",
                 step.a >> 4
             );
         } else {
@@ -252,4 +255,61 @@ pub fn advance(e: &mut Emit, descriptor: Val, bytes: Val) -> Val {
     let bytes = e.shr(bytes, 4);
     let bytes = e.extend_unsigned(bytes, I64.elem);
     e.add(descriptor, bytes)
+}
+
+/// Four 8 x 8 matrices of 16-bit elements to shared memory, as `ptx::load_matrices` has them.
+pub fn store_matrices(e: &mut Emit, at: Val, values: &[Val]) {
+    let text = "stmatrix.sync.aligned.m8n8.x4.shared.b16 [$0], {$1, $2, $3, $4};";
+    let operands: Vec<Val> = [at].iter().chain(values).copied().collect();
+    asm(e, text, "r,r,r,r,r,~{memory}", &operands, &[]);
+}
+
+/// What the thread wrote to shared memory is seen by the asynchronous units.
+pub fn fence_shared(e: &mut Emit) {
+    asm(e, "fence.proxy.async.shared::cta;", "~{memory}", &[], &[]);
+}
+
+/// What the thread wrote, and what it has seen of others, is seen by the asynchronous units.
+pub fn fence_async(e: &mut Emit) {
+    asm(e, "fence.proxy.async;", "~{memory}", &[], &[]);
+}
+
+/// A box from shared memory to a tensor, or added to it, as part of the next group of stores; elements outside are left out.
+pub fn store_box(e: &mut Emit, map: Val, at: &[Val], from: Val, adds: bool) {
+    let rank = at.len();
+    let list: Vec<String> = (0..rank).map(|i| format!("${}", i + 2)).collect();
+    let (what, how) = if adds { ("cp.reduce", ".add") } else { ("cp", "") };
+    let text = format!(
+        "{what}.async.bulk.tensor.{rank}d.global.shared::cta{how}.tile.bulk_group [$0, {{{}}}], [$1];",
+        list.join(", ")
+    );
+    let constraints = format!("l,r,{}~{{memory}}", "r,".repeat(rank));
+    let operands: Vec<Val> = [map, from].iter().chain(at).copied().collect();
+    asm(e, &text, &constraints, &operands, &[]);
+}
+
+pub fn commit_stores(e: &mut Emit) {
+    asm(e, "cp.async.bulk.commit_group;", "~{memory}", &[], &[]);
+}
+
+/// Until the thread's stores have read their source, or are there.
+pub fn wait_stores(e: &mut Emit, source: bool) {
+    let read = if source { ".read" } else { "" };
+    asm(
+        e,
+        &format!("cp.async.bulk.wait_group{read} 0;"),
+        "~{memory}",
+        &[],
+        &[],
+    );
+}
+
+/// Until a u32 in global memory is `n`; what its writer did before is seen then.
+pub fn wait_for_count(e: &mut Emit, at: Val, n: Val) {
+    let text = "{ .reg .pred p; .reg .b32 x; again: ld.acquire.gpu.global.b32 x, [$0]; setp.ne.b32 p, x, $1; @p bra again; }";
+    asm(e, text, "l,r,~{memory}", &[at, n], &[]);
+}
+
+pub fn publish_count(e: &mut Emit, at: Val, n: Val) {
+    asm(e, "st.release.gpu.global.b32 [$0], $1;", "l,r,~{memory}", &[at, n], &[]);
 }
