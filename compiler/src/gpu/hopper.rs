@@ -313,3 +313,8 @@ pub fn wait_for_count(e: &mut Emit, at: Val, n: Val) {
 pub fn publish_count(e: &mut Emit, at: Val, n: Val) {
     asm(e, "st.release.gpu.global.b32 [$0], $1;", "l,r,~{memory}", &[at, n], &[]);
 }
+
+/// The same value, of which the compiler knows nothing: what depends on it is computed here, not in front of a loop.
+pub fn opaque(e: &mut Emit, x: Val) -> Val {
+    asm(e, "", "=r,0", &[x], &[x.ty])[0]
+}

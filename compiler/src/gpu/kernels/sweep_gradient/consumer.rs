@@ -138,16 +138,16 @@ impl Consumer<'_, '_> {
         let right = ALONG.at(e, d_at);
         let dp = hopper::multiply(e, plan.rows, Left::Shared(self.values), right, &steps, false, None);
 
-        let lse = self.numbers(e, plan.at_lse(), queries.stage);
         let s = hopper::finish(e, 1, &s);
+        let lse = self.numbers(e, plan.at_lse(), queries.stage);
         let p = self.weights(e, tile, step, &s, &lse);
         let p_packed = pack(e, &p);
         let by_rows: Vec<Step> = (0..plan.rows / 16).map(|i| Step { a: 0, b: i * 16 * 128 }).collect();
         let right = across(plan.rows).at(e, d_at);
         let dv = hopper::multiply(e, plan.depth, Left::Registers(&p_packed), right, &by_rows, true, Some(dv));
 
-        let z = self.numbers(e, plan.at_z(), d.stage);
         let dp = hopper::finish(e, 1, &dp);
+        let z = self.numbers(e, plan.at_z(), d.stage);
         let scale = e.f32(f32::from_bits(plan.g.scale), F32);
         let z: Vec<Val> = z.iter().map(|z| e.mul(*z, scale)).collect();
         let dx: Vec<Val> = (p.iter().zip(&dp).enumerate())

@@ -6,6 +6,7 @@
 use super::super::super::hopper;
 use super::super::super::ptx::I32;
 use super::flash::{Block, Guard, KEYS, PANEL};
+use super::order::{Step, Tile};
 use crate::mlir::emit::{Cmp, Elem, Emit, Val};
 
 /// Where d, z and lse of range 0 stand among the maps; each range has three.
@@ -22,13 +23,23 @@ fn boxes(e: &mut Emit, b: &Block, map: usize, to: Val, rows: i64, at: &[Val], ba
     }
 }
 
+/// Tile, batch indices and step, found anew for each step: a producer has few registers and much time.
+fn found(e: &mut Emit, b: &Block, number: Val, step: Val) -> (Tile, Vec<Val>, Step) {
+    let number = hopper::opaque(e, number);
+    let tile = b.plan.tile(e, number);
+    let batch = b.batch(e, tile.point);
+    let steps = b.plan.steps(e, tile);
+    let step = b.plan.step(e, &steps, step);
+    (tile, batch, step)
+}
+
 /// Keys and values, queries and d.
 pub fn bring(e: &mut Emit, b: &Block) {
     let (plan, zero) = (b.plan, e.int(0, I32));
     b.tiles(e, &[zero], |e, number, round, carried| {
         let tile = plan.tile(e, number);
         let batch = b.batch(e, tile.point);
-        let steps = plan.steps(e, tile);
+        let count = plan.steps(e, tile).count;
         let turn = b.turn(e, Guard::Keys, round);
         turn.wait_empty(e);
         hopper::expect_bytes(e, turn.full(), 2 * plan.key_bytes());
@@ -39,8 +50,8 @@ pub fn bring(e: &mut Emit, b: &Block) {
             let to = b.address(e, place);
             boxes(e, b, map, to, KEYS, &at, turn.full());
         }
-        e.for_loop(zero, steps.count, 1, &[], |e, s, _| {
-            let step = plan.step(e, &steps, s);
+        e.for_loop(zero, count, 1, &[], |e, s, _| {
+            let (_, batch, step) = found(e, b, number, s);
             let n = e.add(carried[0], s);
             let height = e.int(plan.rows, I32);
             let row = e.mul(step.rows, height);
@@ -88,7 +99,7 @@ pub fn bring(e: &mut Emit, b: &Block) {
             }
             vec![]
         });
-        vec![e.add(carried[0], steps.count)]
+        vec![e.add(carried[0], count)]
     });
 }
 
@@ -97,10 +108,9 @@ pub fn add(e: &mut Emit, b: &Block) {
     let (plan, zero) = (b.plan, e.int(0, I32));
     b.tiles(e, &[zero], |e, number, _, carried| {
         let tile = plan.tile(e, number);
-        let batch = b.batch(e, tile.point);
-        let steps = plan.steps(e, tile);
-        e.for_loop(zero, steps.count, 1, &[], |e, s, _| {
-            let step = plan.step(e, &steps, s);
+        let count = plan.steps(e, tile).count;
+        e.for_loop(zero, count, 1, &[], |e, s, _| {
+            let (tile, batch, step) = found(e, b, number, s);
             let mine = plan.turn(e, tile, &step);
             let (groups, blocks) = (e.int(plan.g.groups, I32), e.int(plan.row_blocks(), I32));
             let at = e.mul(tile.point, groups);
@@ -138,6 +148,6 @@ pub fn add(e: &mut Emit, b: &Block) {
             hopper::publish_count(e, counter, next);
             vec![]
         });
-        vec![e.add(carried[0], steps.count)]
+        vec![e.add(carried[0], count)]
     });
 }
