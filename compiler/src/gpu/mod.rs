@@ -17,7 +17,6 @@ mod mma;
 mod pipeline;
 mod ptx;
 mod reduction;
-mod sweep_gradient;
 mod sweep_mma;
 mod target;
 
@@ -152,7 +151,7 @@ pub fn emit(kernel: &Kernel, target: &Target) -> Result<Emitted, CodeError> {
         return Ok(kernels::sweep::emit(kernel, sweep, target));
     }
     if let Some(g) = &kernel.sweep_gradient {
-        return Ok(sweep_gradient::emit(kernel, g, target));
+        return Ok(kernels::sweep_gradient::emit(kernel, g, target));
     }
     Ok(map::emit(kernel, target))
 }
