@@ -246,7 +246,9 @@ impl Ceilings {
             self.matmul.call("peak", &sizes, &[("x", Input::F32(&self.x))], None)?;
             // The products alone: a GPU's host copies x and y, which no chain of kernels does.
             let kernels = self.matmul.profile(false).into_iter();
-            let products = kernels.filter(|(name, ..)| name.contains("matmul")).map(|(_, _, time)| time);
+            let products = kernels
+                .filter(|(name, ..)| name.contains("matmul"))
+                .map(|(_, _, time)| time);
             let time = products.sum::<std::time::Duration>().as_secs_f64();
             operation = f64::min(operation, time / self.operations);
             let (bytes, time) = self.read.as_ref().unwrap_or(&self.matmul).read_weights();

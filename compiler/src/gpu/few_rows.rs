@@ -212,7 +212,7 @@ impl Few<'_, '_> {
                 }
             }
         }
-        let mut all = |e: &mut Emit, list: Vec<Val>| -> Vec<Val> {
+        let all = |e: &mut Emit, list: Vec<Val>| -> Vec<Val> {
             let mut list = list;
             for bits in [16, 8, 4, 2, 1] {
                 let others: Vec<Val> = list.iter().map(|x| ptx::shuffle_xor(e, *x, bits)).collect();

@@ -5,7 +5,6 @@ use runtime::artefact::SYMBOLS;
 use crate::mlir::emit::{Elem, Emit, Ty, Val};
 
 pub const I32: Ty = Ty::scalar(Elem::I32);
-pub const I64: Ty = Ty::scalar(Elem::I64);
 pub const F32: Ty = Ty::scalar(Elem::F32);
 
 /// What a function takes; see `runtime::artefact::Step`.

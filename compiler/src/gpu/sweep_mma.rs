@@ -260,6 +260,7 @@ impl Block<'_, '_> {
         )
     }
 
+    #[allow(clippy::too_many_arguments)]
     /// Brings a block of a matrix' rows; behind the last one it is the last one again.
     fn bring(&self, e: &mut Emit, arg: usize, (base, stride): (Val, Val), width: i64, first: Val, keys: Val, to: Val) {
         let sixteen = e.int(16, I32);

@@ -47,17 +47,27 @@ impl Compiled {
             let pointers = buffers.iter().chain(&spaces).chain(&counters);
             let mut params: Vec<Param> = pointers.map(|p| Param::Pointer(*p)).collect();
             params.extend(SYMBOLS.map(|s| Param::I32(sizes.get(s).copied().unwrap_or(1) as i32)));
-            params.extend(step.maps.iter().map(|m| Param::TensorMap(tensor_map(m, sizes, &buffers, &spaces))));
+            params.extend(
+                step.maps
+                    .iter()
+                    .map(|m| Param::TensorMap(tensor_map(m, sizes, &buffers, &spaces))),
+            );
             let grids = std::iter::once(&step.tiles).chain(&step.more_tiles);
             let mut blocks: u64 = grids
-                .map(|g| g.iter().map(|(s, n)| size(s, sizes).div_ceil(*n as u64)).product::<u64>())
+                .map(|g| {
+                    g.iter()
+                        .map(|(s, n)| size(s, sizes).div_ceil(*n as u64))
+                        .product::<u64>()
+                })
                 .sum();
             if step.per_multiprocessor > 0 {
                 blocks = blocks.min(u64::from(step.per_multiprocessor) * multiprocessors);
             }
             let cluster = step.cluster.max(1);
             let blocks = blocks.next_multiple_of(cluster.into()) as u32;
-            let launch = Launch::new([blocks, 1, 1], step.threads).shared(step.shared).cluster(cluster);
+            let launch = Launch::new([blocks, 1, 1], step.threads)
+                .shared(step.shared)
+                .cluster(cluster);
             if let Err(fault) = machine.launch(&self.module, &step.function, launch, &params) {
                 panic!("{fault}");
             }
@@ -67,13 +77,22 @@ impl Compiled {
             assert!(left.iter().all(|b| *b == 0), "counters are left at zero");
         }
         (buffers.iter().zip(&pairs))
-            .map(|(at, (x, t))| values(&machine.read(*at, (x.len() * width(*t)) as u64).expect("it is there"), *t))
+            .map(|(at, (x, t))| {
+                values(
+                    &machine.read(*at, (x.len() * width(*t)) as u64).expect("it is there"),
+                    *t,
+                )
+            })
             .collect()
     }
 }
 
 fn size(s: &artefact::Size, sizes: &Sizes) -> u64 {
-    (s.coef * s.syms.iter().map(|s| sizes.get(s).copied().unwrap_or(1)).product::<i64>()) as u64
+    (s.coef
+        * s.syms
+            .iter()
+            .map(|s| sizes.get(s).copied().unwrap_or(1))
+            .product::<i64>()) as u64
 }
 
 fn tensor_map(m: &artefact::TensorMap, sizes: &Sizes, buffers: &[u64], spaces: &[u64]) -> TensorMap {

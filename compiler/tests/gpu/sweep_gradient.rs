@@ -25,10 +25,22 @@ impl Case {
         let rows = numbers * self.depth;
         let mut all = vec![];
         for _ in &self.ranges {
-            all.extend([(self.dtype, rows, false), (DType::F32, numbers, false), (DType::F32, numbers, false)]);
+            all.extend([
+                (self.dtype, rows, false),
+                (DType::F32, numbers, false),
+                (DType::F32, numbers, false),
+            ]);
         }
-        all.extend([(self.dtype, rows, false), (self.dtype, keys, false), (self.dtype, keys, false)]);
-        all.extend([(DType::F32, rows, true), (DType::F32, keys, true), (DType::F32, keys, true)]);
+        all.extend([
+            (self.dtype, rows, false),
+            (self.dtype, keys, false),
+            (self.dtype, keys, false),
+        ]);
+        all.extend([
+            (DType::F32, rows, true),
+            (DType::F32, keys, true),
+            (DType::F32, keys, true),
+        ]);
         all
     }
 
@@ -116,7 +128,10 @@ impl Case {
                 let scale = wanted.iter().fold(0.1f64, |m, x| m.max(x.abs()));
                 for (at, (x, y)) in mine.iter().zip(wanted).enumerate() {
                     let off = (x - y).abs() / scale;
-                    assert!(off < tolerance, "{self:?} variant {v}: argument {i} element {at} is {x}, wants {y}");
+                    assert!(
+                        off < tolerance,
+                        "{self:?} variant {v}: argument {i} element {at} is {x}, wants {y}"
+                    );
                 }
             }
         }
@@ -161,8 +176,13 @@ fn cases() -> impl Strategy<Value = Case> {
     });
     let shape = (1i64..3, 1i64..3, 1i64..4, 1i64..180);
     let depth = prop_oneof![Just(128i64), Just(64), Just(20)];
-    (shape, depth, ranges, prop_oneof![3 => Just(DType::BF16), 1 => Just(DType::F32)]).prop_map(
-        |((batch, heads, groups, tokens), depth, ranges, dtype)| Case {
+    (
+        shape,
+        depth,
+        ranges,
+        prop_oneof![3 => Just(DType::BF16), 1 => Just(DType::F32)],
+    )
+        .prop_map(|((batch, heads, groups, tokens), depth, ranges, dtype)| Case {
             batch,
             heads,
             groups,
@@ -170,8 +190,7 @@ fn cases() -> impl Strategy<Value = Case> {
             depth,
             dtype,
             ranges,
-        },
-    )
+        })
 }
 
 proptest! {

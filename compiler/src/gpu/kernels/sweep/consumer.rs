@@ -10,6 +10,9 @@
 //!
 //! A thread holds two rows, 8 apart: of each 8 columns two. Scores are in units of log2 once scaled.
 
+// Rows g and g + 8 of a fragment: their number places them in several lists at once.
+#![allow(clippy::needless_range_loop)]
+
 use super::super::super::hopper::{self, Left, Matrix, Step};
 use super::super::super::math;
 use super::super::super::ptx::{self, F32, I32};

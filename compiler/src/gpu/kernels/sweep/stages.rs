@@ -125,7 +125,8 @@ impl Team {
         op: Reduction,
         value: usize,
     ) -> Val {
-        let (identity, combine): (f32, fn(&mut Emit, Val, Val) -> Val) = match op {
+        type Combine = fn(&mut Emit, Val, Val) -> Val;
+        let (identity, combine): (f32, Combine) = match op {
             Reduction::Sum => (0.0, Emit::add),
             Reduction::Max => (f32::NEG_INFINITY, Emit::max),
             Reduction::LogSumExp => panic!(

@@ -13,10 +13,10 @@
 //!
 //! A thread holds two keys, 8 apart, and of each 8 rows two. Exponents are in units of log2.
 
-use super::hopper::{self, Left, Matrix, Step};
 use super::super::super::math;
 use super::super::super::ptx::{self, F32, I32};
 use super::flash::{Block, Guard, HALF, KEYS};
+use super::hopper::{self, Left, Matrix, Step};
 use super::order::{self, Tile};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 
@@ -144,7 +144,15 @@ impl Consumer<'_, '_> {
         let p_packed = pack(e, &p);
         let by_rows: Vec<Step> = (0..plan.rows / 16).map(|i| Step { a: 0, b: i * 16 * 128 }).collect();
         let right = across(plan.rows).at(e, d_at);
-        let dv = hopper::multiply(e, plan.depth, Left::Registers(&p_packed), right, &by_rows, true, Some(dv));
+        let dv = hopper::multiply(
+            e,
+            plan.depth,
+            Left::Registers(&p_packed),
+            right,
+            &by_rows,
+            true,
+            Some(dv),
+        );
 
         let dp = hopper::finish(e, 1, &dp);
         let z = self.numbers(e, plan.at_z(), d.stage);
@@ -247,10 +255,7 @@ impl Consumer<'_, '_> {
                     let i = i as i64;
                     let more = e.int(i / 4 * 8 + i % 2 - i / 2 % 2 * 8, I32);
                     let at = e.add(lead, more);
-                    let seen = e.op(
-                        Ty::scalar(Elem::I1),
-                        &format!("arith.cmpi ult, {at}, {span} : i32"),
-                    );
+                    let seen = e.op(Ty::scalar(Elem::I1), &format!("arith.cmpi ult, {at}, {span} : i32"));
                     e.select(seen, *x, nothing)
                 })
                 .collect()

@@ -1,7 +1,7 @@
 //! Hopper's instructions as the backward takes them. `gpu::hopper` has the forward's; what they share is to become one file.
 //! registers' redistribution. Knows no tile and no kernel. Addresses of shared memory are i32.
 
-use super::super::super::ptx::{F32, I32, I64, asm};
+use super::super::super::ptx::{F32, I32, asm};
 use crate::mlir::emit::{Elem, Emit, Ty, Val};
 
 /// A barrier for so many arrivals (8 bytes at `at`).
@@ -61,17 +61,6 @@ pub fn meet(e: &mut Emit, barrier: Val, threads: i64) {
     asm(
         e,
         &format!("barrier.sync.aligned $0, {threads};"),
-        "r,~{memory}",
-        &[barrier],
-        &[],
-    );
-}
-
-/// As `meet`, without waiting.
-pub fn signal(e: &mut Emit, barrier: Val, threads: i64) {
-    asm(
-        e,
-        &format!("barrier.arrive.aligned $0, {threads};"),
         "r,~{memory}",
         &[barrier],
         &[],
@@ -220,43 +209,6 @@ pub fn pack_bf16(e: &mut Emit, low: Val, high: Val) -> Val {
     e.op(I32, &format!("llvm.bitcast {x} : {two} to i32"))
 }
 
-/// What this thread wrote before is seen by who sees what it writes after, on the whole GPU; and the other way round.
-pub fn fence(e: &mut Emit) {
-    asm(e, "fence.acq_rel.gpu;", "~{memory}", &[], &[]);
-}
-
-/// Adds one to a counter in global memory; gives what was there, i32.
-pub fn count(e: &mut Emit, counter: Val) -> Val {
-    asm(
-        e,
-        "atom.acq_rel.gpu.global.add.u32 $0, [$1], 1;",
-        "=r,l,~{memory}",
-        &[counter],
-        &[I32],
-    )[0]
-}
-
-/// The larger, in one instruction.
-pub fn max(e: &mut Emit, a: Val, b: Val) -> Val {
-    e.op(F32, &format!("llvm.intr.maxnum({a}, {b}) : (f32, f32) -> f32"))
-}
-
-/// Does it hold in any thread of the warp?
-pub fn any(e: &mut Emit, x: Val) -> Val {
-    let all = e.int(-1, I32);
-    e.op(
-        x.ty,
-        &format!("llvm.call_intrinsic \"llvm.nvvm.vote.any.sync\"({all}, {x}) : (i32, i1) -> i1"),
-    )
-}
-
-/// A descriptor so many bytes further on.
-pub fn advance(e: &mut Emit, descriptor: Val, bytes: Val) -> Val {
-    let bytes = e.shr(bytes, 4);
-    let bytes = e.extend_unsigned(bytes, I64.elem);
-    e.add(descriptor, bytes)
-}
-
 /// Four 8 x 8 matrices of 16-bit elements to shared memory, as `ptx::load_matrices` has them.
 pub fn store_matrices(e: &mut Emit, at: Val, values: &[Val]) {
     let text = "stmatrix.sync.aligned.m8n8.x4.shared.b16 [$0], {$1, $2, $3, $4};";
@@ -295,18 +247,13 @@ pub fn commit_stores(e: &mut Emit) {
 /// Until the thread's stores have read their source, or are there.
 pub fn wait_stores(e: &mut Emit, source: bool) {
     let read = if source { ".read" } else { "" };
-    asm(
-        e,
-        &format!("cp.async.bulk.wait_group{read} 0;"),
-        "~{memory}",
-        &[],
-        &[],
-    );
+    asm(e, &format!("cp.async.bulk.wait_group{read} 0;"), "~{memory}", &[], &[]);
 }
 
 /// Until a u32 in global memory is `n`; what its writer did before is seen then.
 pub fn wait_for_count(e: &mut Emit, at: Val, n: Val) {
-    let text = "{ .reg .pred p; .reg .b32 x; again: ld.acquire.gpu.global.b32 x, [$0]; setp.ne.b32 p, x, $1; @p bra again; }";
+    let text =
+        "{ .reg .pred p; .reg .b32 x; again: ld.acquire.gpu.global.b32 x, [$0]; setp.ne.b32 p, x, $1; @p bra again; }";
     asm(e, text, "l,r,~{memory}", &[at, n], &[]);
 }
 
