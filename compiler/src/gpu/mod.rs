@@ -140,7 +140,7 @@ pub fn emit(kernel: &Kernel, target: &Target) -> Result<Emitted, CodeError> {
         }
         if few_rows::takes(kernel, c) {
             for rows in few_rows::ROWS.into_iter().rev() {
-                let name = format!("{}_{rows}", kernel.name);
+                let name = format!("{}_rows{rows}", kernel.name);
                 let (variant, text) = few_rows::variant(kernel, c, rows, &name, target);
                 emitted.before_all(variant, name, text, false);
             }
