@@ -12,8 +12,8 @@ use ir::{DType, Size};
 use runtime::artefact::{GpuKernel, Step, Variant};
 
 use super::epilogue::{Tile, clamped, is_per_column};
-use super::reduction::{add, finish, identity, merge};
 use super::ptx::{self, F32, I32, Params, Signature};
+use super::reduction::{add, finish, identity, merge};
 use super::{Emitted, Target, tiles};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 use crate::scalar::{Body, Math, memory, widen};

@@ -331,7 +331,11 @@ impl<'b, 'k> Map<'b, 'k> {
         }
         let team = self.shape.team;
         if self.shape.along_points {
-            state = if team == 1 { state } else { self.across(e, op, &state, team) };
+            state = if team == 1 {
+                state
+            } else {
+                self.across(e, op, &state, team)
+            };
             return finish(e, op, &state);
         }
         let mut bits = team.min(32) / 2;

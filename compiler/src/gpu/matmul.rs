@@ -67,11 +67,21 @@ fn direct(kernel: &Kernel, c: &Contraction) -> Option<Size> {
 
 /// A way and the functions it takes.
 pub fn variant(kernel: &Kernel, c: &Contraction, shape: Shape, name: &str) -> (Variant, Vec<(String, String)>) {
+    way(kernel, c, shape, name, false)
+}
+
+/// `spaces`: the workspaces of rounded rows are there even where none are rounded.
+fn way(kernel: &Kernel, c: &Contraction, shape: Shape, name: &str, spaces: bool) -> (Variant, Vec<(String, String)>) {
     let k = c.k.as_const().unwrap_or(0);
     let rows = Size::product(&kernel.outer);
     let (mut steps, mut functions, mut workspaces) = (vec![], vec![], vec![]);
     let (source, stride, offset) = match direct(kernel, c) {
-        Some(stride) => (MapSource::Buffer(c.a.arg as u32), stride, c.a.offset.clone()),
+        Some(stride) => {
+            if spaces {
+                workspaces = vec![Size::from(0); 2];
+            }
+            (MapSource::Buffer(c.a.arg as u32), stride, c.a.offset.clone())
+        }
         None => {
             workspaces = vec![&rows * &Size::from(2 * k), &rows * &Size::from(4)];
             let (step, function) = rounding(kernel, c, &format!("{name}_rows"));
@@ -203,7 +213,8 @@ fn block(e: &mut Emit, kernel: &Kernel, c: &Contraction, shape: Shape, params: P
     let zero = e.int(0, I32);
     let first = e.cmp(Cmp::Eq, thread, zero);
     e.if_then(first, &[], |e| {
-        ring.start(e, 2);
+        // Four warps of each consumer.
+        ring.start(e, 8);
         vec![]
     });
     ptx::barrier(e);
@@ -481,7 +492,11 @@ pub fn apart(kernel: &Kernel) -> (Kernel, Kernel) {
     let sums = place(first, &kernel.cols, 1);
     let product = Kernel {
         args: args[..=first].to_vec(),
-        exprs: if kernel.exprs.contains(&Expr::RowSquares) { vec![Expr::Acc, Expr::RowSquares] } else { vec![Expr::Acc] },
+        exprs: if kernel.exprs.contains(&Expr::RowSquares) {
+            vec![Expr::Acc, Expr::RowSquares]
+        } else {
+            vec![Expr::Acc]
+        },
         stages: vec![Stage::Store {
             to: sums.clone(),
             value: 0,
@@ -509,7 +524,7 @@ pub fn reduced(kernel: &Kernel, name: &str, target: &Target) -> Option<(Variant,
     if !takes(&product, c) {
         return None;
     }
-    let (mut variant, mut functions) = variant(&product, c, WIDE, name);
+    let (mut variant, mut functions) = way(&product, c, WIDE, name, true);
     // Behind the sums, which are a buffer to the product.
     for map in variant.steps.iter_mut().flat_map(|s| &mut s.maps) {
         if let MapSource::Workspace(i) = &mut map.source {
@@ -518,14 +533,14 @@ pub fn reduced(kernel: &Kernel, name: &str, target: &Target) -> Option<(Variant,
     }
     let elements = &Size::product(&kernel.outer) * &kernel.cols;
     variant.workspaces.insert(0, size(&(&elements * &Size::from(4))));
-    // The stages' function takes three workspaces, whether the product has them or not.
-    variant.workspaces.resize(3, size(&Size::from(0)));
     let stages = Kernel {
         name: format!("{name}_stages"),
         ..rest
     };
     let emitted = map::emit(&stages, target);
-    variant.steps.extend(emitted.kernel.variants.into_iter().flat_map(|v| v.steps));
+    variant
+        .steps
+        .extend(emitted.kernel.variants.into_iter().flat_map(|v| v.steps));
     functions.extend(emitted.functions);
     Some((variant, functions))
 }

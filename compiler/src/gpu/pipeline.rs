@@ -95,9 +95,9 @@ impl Stage {
     }
 }
 
-/// Is it the first thread of its warp group?
+/// Is it the first thread of its warp? Each warp of a consumer tells by itself that it has read a stage: `wgmma` ends warp by warp.
 pub fn leads(e: &mut Emit, thread: Val) -> Val {
-    let mask = e.int(127, I32);
+    let mask = e.int(31, I32);
     let at = e.and(thread, mask);
     let zero = e.int(0, I32);
     e.cmp(Cmp::Eq, at, zero)
