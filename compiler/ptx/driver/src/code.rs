@@ -92,7 +92,11 @@ pub unsafe extern "C" fn cuModuleUnload(module: *mut Loaded) -> Code {
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuModuleGetFunction(out: *mut *mut Function, module: *mut Loaded, name: *const c_char) -> Code {
+pub unsafe extern "C" fn cuModuleGetFunction(
+    out: *mut *mut Function,
+    module: *mut Loaded,
+    name: *const c_char,
+) -> Code {
     let (loaded, name) = unsafe { (&mut *module, CStr::from_ptr(name).to_string_lossy()) };
     let Some(f) = loaded.tree.functions.iter().find(|f| f.entry && f.name == name) else {
         return NOT_FOUND;
