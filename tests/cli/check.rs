@@ -64,7 +64,15 @@ fn programs_agree_with_the_evaluator_on_cuda() {
         (Some("sm_90a"), Some("evaluated PTX"))
     );
     let args = [
-        "check", "--modes", "--cases", "1", "--only", "base 0 text", "--json", "--device", "cuda",
+        "check",
+        "--modes",
+        "--cases",
+        "1",
+        "--only",
+        "base 0 text",
+        "--json",
+        "--device",
+        "cuda",
     ];
     let found = report(&evaluated(&s, &args));
     assert_eq!(
@@ -176,8 +184,9 @@ fn what_fails_is_told_with_the_words_that_repeat_it() {
     assert!(told.contains("3 programs"), "{told}");
 
     s.refused(&["check"], "--ops, --modes or --random");
+    s.refused(&["check", "absent.mlir"], "absent.mlir");
     s.refused(
         &["check", "--ops", "--only", "no such op"],
-        "the process that runs the programs",
+        "no program's name holds `no such op`",
     );
 }
