@@ -58,6 +58,7 @@ fn artefact() -> Artefact {
         name: name.into(),
         variants: vec![Variant {
             at_most: None,
+            multiples: vec![],
             workspaces,
             counters,
             steps: vec![Step {
