@@ -114,7 +114,7 @@ class Experiment:
         """The split as files. What is in WORK from other settings is refused."""
         train, held_out = split(self.args.text, self.args.held_out)
         # All that results in WORK depend on.
-        names = ["base_steps", "steps", "tokens_per_step", "eval_tokens", "window", "gate_bias", "vocab", "shape", "pretrained"]
+        names = ["base_steps", "steps", "tokens_per_step", "eval_tokens", "window", "gate_bias", "vocab", "shape", "pretrained", "dtype"]
         settings = {name: getattr(self.args, name) for name in names} | {"recipes": RECIPES}
         settings = json.dumps(settings, indent=1, default=str)
         self.work.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ class Experiment:
             out.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(toml(recipe))
             resume = ["--resume"] if (out / "checkpoint").exists() else []
-            common = ["--data", self.train_text, "--recipe", file, "-o", out, "--json", *self.threads()]
+            common = ["--data", self.train_text, "--recipe", file, "-o", out, "--json", "--dtype", self.args.dtype, *self.threads()]
             said = self.loopc("train", start, *common, *resume)
             if not json.loads(said)["finished"]:
                 sys.exit("experiments.py: stopped; run again to go on")
@@ -174,16 +174,19 @@ class Experiment:
         """Results by name, of one seed."""
         args, out = self.args, self.work / f"seed-{seed}"
         base = self.base(seed, out)
-        results = {"base": self.evaluate(base, "base", out)}
+        # What no seed has touched is the same for all of them.
+        untrained = self.work / "pretrained" if args.pretrained else out
+        untrained.mkdir(parents=True, exist_ok=True)
+        results = {"base": self.evaluate(base, "base", untrained)}
         for recipe in args.base_recipes:
             trained = self.train(base, out / f"base-{recipe}", recipe, args.steps, seed)
             results[f"base {recipe}"] = self.evaluate(trained, f"base-{recipe}", out)
         for mode in args.modes:
-            loop = out / mode
+            loop = untrained / mode
             if not loop.exists():
                 words = ["--mode", mode, "--window", args.window, "--gate-bias", args.gate_bias, "-o", loop]
                 self.loopc("retrofit", base, *words)
-            results[mode] = self.evaluate(loop, mode, out)
+            results[mode] = self.evaluate(loop, mode, untrained)
             for recipe in ["run1", "run2"]:
                 trained = self.train(loop, out / f"{mode}-{recipe}", recipe, args.steps, seed)
                 results[f"{mode} {recipe}"] = self.evaluate(trained, f"{mode}-{recipe}", out)
@@ -237,8 +240,8 @@ def tables(args, by_seed):
 def settings(args):
     seeds = ", ".join(map(str, args.seeds))
     base = "a pretrained base" if args.pretrained else f"a base of {args.base_steps} steps from scratch"
-    print(f"Seeds {seeds}; {base}; every other training {args.steps} steps of {args.tokens_per_step} tokens; window {args.window}; gates start")
-    print(f"at sigmoid({args.gate_bias:g}). Means over seeds, in parentheses the least and the most. In `less than`, above 0 is better.\n")
+    print(f"Seeds {seeds}; {base}; every other training {args.steps} steps of {args.tokens_per_step} tokens in {args.dtype}; evaluated in f32; window")
+    print(f"{args.window}; gates start at sigmoid({args.gate_bias:g}). Means over seeds, in parentheses the least and the most. In `less than`, above 0 is better.\n")
 
 
 def arguments():
@@ -262,6 +265,7 @@ def arguments():
     p.add_argument("--vocab", type=int, default=2048)
     p.add_argument("--shape", help="options of `loopc init`, in one string")
     p.add_argument("--pretrained", type=pathlib.Path, help="a folder to start from instead of a base from scratch")
+    p.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="of training; evaluations are in f32")
     p.add_argument("--threads", type=int)
     args = p.parse_args()
     if args.base_recipes is None:

@@ -318,7 +318,7 @@ fn data_that_cannot_be_trained_on_is_told_in_one_line() {
     train(&s.file("cut.parquet", b"PAR1PAR1"), &[], "no readable Parquet");
     train(
         &s.file("short.txt", b"Emma was"),
-        &["--context", "16"],
+        &["--context", "80"],
         "smaller context",
     );
     train(&s.path("nothing.txt"), &[], "nothing.txt");
@@ -326,6 +326,6 @@ fn data_that_cannot_be_trained_on_is_told_in_one_line() {
         s.file("long.txt", prose(99).as_bytes()),
         s.file("short.txt", b"Emma was"),
     );
-    let more = ["--validation", &short, "--context", "16"];
+    let more = ["--validation", &short, "--context", "80"];
     train(&long, &more, "more text or a smaller context");
 }

@@ -6,10 +6,9 @@ use std::time::Instant;
 use anyhow::bail;
 use runtime::{Device, Input, State};
 
-use crate::compare;
 use crate::options::Common;
 use crate::session::Session;
-use crate::trace;
+use crate::{compare, compare_steps, trace};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -39,6 +38,9 @@ pub struct Args {
     /// Fused against unfused programs, in turns, at each of these contexts
     #[arg(long, value_name = "CONTEXT,..", value_delimiter = ',', value_parser = clap::value_parser!(i64).range(1..=1 << 20))]
     compare: Vec<i64>,
+    /// A training step of --batch windows of --context tokens, fused against op by op, in turns, by what is trained
+    #[arg(long, value_name = "gates,all,..", value_delimiter = ',', conflicts_with = "compare")]
+    train: Vec<String>,
     /// With --compare: also the fused program with each of its passes switched off alone
     #[arg(long, requires = "compare")]
     ablate: bool,
@@ -60,6 +62,16 @@ impl Args {
                 println!("{}", serde_json::to_string(&report)?);
             } else {
                 report.print();
+            }
+            return Ok(());
+        }
+        if !self.train.is_empty() {
+            let size = (self.batch as usize, self.context as usize);
+            let rows = compare_steps::run(&self.model, &self.train, size, self.runs, &self.common)?;
+            if self.common.json {
+                println!("{}", serde_json::json!({ "rows": rows }));
+            } else {
+                compare_steps::print(&rows);
             }
             return Ok(());
         }

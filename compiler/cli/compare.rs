@@ -1,7 +1,7 @@
 //! `loopc bench --compare`: fused against unfused on the same matmul kernels, and each switch of the fused program off alone.
 //!
-//! Programs that are compared take turns in one process, so that a ratio has both its sides from the same minutes. Operations and
-//! bytes are counted from the plans; the ceilings (a chain of plain matmuls, plain reading) are measured in the same run.
+//! Programs that are compared take turns in one process, and the ceilings (a chain of plain matmuls, plain reading) take turns with them:
+//! see `rounds`. Operations and bytes are counted from the plans.
 
 use std::path::Path;
 use std::time::Instant;
@@ -14,6 +14,7 @@ use runtime::engine::{Engine, State};
 use runtime::{Device, Input};
 
 use crate::options::Common;
+use crate::rounds::Times;
 use crate::session::{Request, Source};
 
 const ENTRIES: [&str; 2] = ["prefill", "decode"];
@@ -29,13 +30,14 @@ pub struct Row {
     /// Of one call: the best of all rounds, and the median.
     pub seconds: f64,
     pub median: f64,
-    /// Against the fused program in the same rounds, by their bests.
+    /// Over the fused program's time in the same round, by the rounds' median, the least and the most.
     pub of_fused: f64,
+    pub of_fused_range: [f64; 2],
     pub operations: f64,
     pub bytes: f64,
     pub launches: f64,
     pub arena_bytes: usize,
-    /// The larger of operations over the matmul rate and bytes over the reading rate, over the time.
+    /// The larger of operations over the matmul rate and bytes over the reading rate in a round, over the round's time; the median.
     pub of_limit: f64,
 }
 
@@ -48,6 +50,7 @@ pub struct Report {
     /// What runs it: threads, or a GPU's name.
     pub machine: String,
     pub target: &'static str,
+    /// The ceilings of all rounds: the median.
     pub matmul_gflop_s: f64,
     pub read_gb_s: f64,
     pub rows: Vec<Row>,
@@ -97,16 +100,17 @@ pub fn run(model: &Path, contexts: &[i64], rounds: u32, ablate: bool, common: &C
             work,
         })
     };
-    let (matmul, read, machine) = ceilings(&source, &request(&Program::fused())?, common)?;
+    let ceilings = Ceilings::new(&source, &request(&Program::fused())?, common)?;
+    let (mut all_matmul, mut all_read) = (Times::default(), Times::default());
     let mut report = Report {
         model: model.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         mode: format!("{:?}", source.config.attention.mode).to_lowercase(),
         dtype: common.dtype().name(),
         threads: common.threads(),
-        machine,
+        machine: ceilings.matmul.machine(),
         target: common.target()?.name(),
-        matmul_gflop_s: 1e-9 * matmul,
-        read_gb_s: 1e-9 * read,
+        matmul_gflop_s: 0.0,
+        read_gb_s: 0.0,
         rows: vec![],
     };
     for &context in contexts {
@@ -120,38 +124,55 @@ pub fn run(model: &Path, contexts: &[i64], rounds: u32, ablate: bool, common: &C
                 .into_iter()
                 .map(|p| runner(p, context))
                 .collect::<Result<_, _>>()?;
-            let mut times: Vec<[Vec<f64>; 2]> = runners.iter().map(|_| [vec![], vec![]]).collect();
+            let mut times: Vec<[Times; 2]> = runners.iter().map(|_| Default::default()).collect();
+            // Seconds of one operation, and of one byte.
+            let (mut matmul, mut read) = (Times::default(), Times::default());
             for round in 0..=rounds {
-                for (r, t) in runners.iter_mut().zip(&mut times) {
-                    let pair = r.measure(context, source.config.vocab)?;
-                    // The first round warms up.
-                    if round > 0 {
-                        t[0].push(pair[0]);
-                        t[1].push(pair[1]);
-                    }
+                let limits = ceilings.measure()?;
+                let mut taken = vec![];
+                for r in &mut runners {
+                    taken.push(r.measure(context, source.config.vocab)?);
+                }
+                // The first round warms up.
+                if round == 0 {
+                    continue;
+                }
+                for (times, all, seconds) in [
+                    (&mut matmul, &mut all_matmul, limits[0]),
+                    (&mut read, &mut all_read, limits[1]),
+                ] {
+                    times.push(seconds);
+                    all.push(seconds);
+                }
+                for (times, taken) in times.iter_mut().zip(taken) {
+                    times.iter_mut().zip(taken).for_each(|(t, seconds)| t.push(seconds));
                 }
             }
             for (e, entry) in ENTRIES.into_iter().enumerate() {
-                let fused = best(&times[0][e]);
                 for (r, t) in runners.iter().zip(&times).skip(usize::from(g > 0)) {
-                    let (work, seconds) = (r.work[e], best(&t[e]));
+                    let (work, t) = (r.work[e], &t[e]);
+                    let limit = matmul.larger(work.products, &read, work.bytes);
+                    let [of_fused, least, most] = t.over(&times[0][e]);
                     report.rows.push(Row {
                         program: r.program.name.clone(),
                         entry,
                         context,
-                        seconds,
-                        median: median(&t[e]),
-                        of_fused: seconds / fused,
+                        seconds: t.best(),
+                        median: t.median(),
+                        of_fused,
+                        of_fused_range: [least, most],
                         operations: work.products + work.scalars,
                         bytes: work.bytes,
                         launches: work.launches,
                         arena_bytes: r.engine.usage().arena,
-                        of_limit: (work.products / matmul).max(work.bytes / read) / seconds,
+                        of_limit: limit.over(t)[0],
                     });
                 }
             }
         }
     }
+    report.matmul_gflop_s = 1e-9 / all_matmul.median();
+    report.read_gb_s = 1e-9 / all_read.median();
     Ok(report)
 }
 
@@ -177,83 +198,76 @@ impl Runner {
     }
 }
 
-fn best(v: &[f64]) -> f64 {
-    v.iter().copied().fold(f64::INFINITY, f64::min)
+/// What no program can beat: a chain of the model's own large matmuls, and weights that are only read.
+struct Ceilings {
+    rows: i64,
+    matmul: Engine,
+    /// Inputs of the chain. Zeros: the sums of a long chain stay finite, and no multiplier is faster for it.
+    x: Vec<f32>,
+    operations: f64,
+    read: Option<Engine>,
 }
 
-fn median(v: &[f64]) -> f64 {
-    let mut v = v.to_vec();
-    v.sort_by(f64::total_cmp);
-    v[v.len() / 2]
-}
-
-/// Operations and bytes in a second: a chain of the model's own large matmuls, and the weights only read.
-fn ceilings(source: &Source, request: &Request, common: &Common) -> anyhow::Result<(f64, f64, String)> {
+impl Ceilings {
     const PAIRS: i64 = 8;
-    // Enough for the machine to be busy.
-    let rows: i64 = if common.device == Device::Cpu { 512 } else { 4096 };
-    let (hidden, inner) = (source.config.hidden, source.config.intermediate);
-    let mut f = Function::new("peak");
-    let ty = |n: i64| TensorType::new([Dim::sym("B"), Dim::sym("T"), n.into()], DType::F32);
-    let x = f.param("x", ty(hidden), Param::Input("x".to_string()));
-    let mut weight = |name: &str, shape: [i64; 2]| {
-        let kind = Param::Weight(format!("model.layers.0.mlp.{name}.weight"));
-        f.param(name, TensorType::new(shape, request.dtype), kind)
-    };
-    let (up, down) = (weight("up_proj", [inner, hidden]), weight("down_proj", [hidden, inner]));
-    let mut y = f.cast(x, request.dtype);
-    for _ in 0..PAIRS {
-        let wide = f.matmul(y, up, true, request.dtype);
-        y = f.matmul(wide, down, true, request.dtype);
+
+    fn new(source: &Source, request: &Request, common: &Common) -> anyhow::Result<Ceilings> {
+        let request = Request {
+            entries: vec!["peak".to_string()],
+            targets: request.targets.clone(),
+            program: request.program.clone(),
+            emit: vec![],
+            ..*request
+        };
+        let (hidden, inner) = (source.config.hidden, source.config.intermediate);
+        let engine = |layers: &mut dyn Iterator<Item = i64>| -> anyhow::Result<Engine> {
+            let artefact = source.compile_module(chain(source, &request, layers), &request)?;
+            Ok(Engine::load(&artefact, &source.checkpoint, common.engine())?)
+        };
+        // Enough for the machine to be busy.
+        let rows: i64 = if common.device == Device::Cpu { 512 } else { 4096 };
+        Ok(Ceilings {
+            rows,
+            matmul: engine(&mut std::iter::repeat_n(0, Ceilings::PAIRS as usize))?,
+            x: vec![0.0; (rows * hidden) as usize],
+            operations: (4 * Ceilings::PAIRS * rows * hidden * inner) as f64,
+            // All layers: more than any cache holds.
+            read: engine(&mut (0..source.config.layers)).ok(),
+        })
     }
-    let y = f.cast(y, DType::F32);
-    f.returns("y", y);
-    let request = Request {
-        entries: vec!["peak".to_string()],
-        targets: request.targets.clone(),
-        program: request.program.clone(),
-        emit: vec![],
-        ..*request
-    };
-    let artefact = source.compile_module(Module { functions: vec![f] }, &request)?;
-    let engine = Engine::load(&artefact, &source.checkpoint, common.engine())?;
-    // Zeros: the sums of a long chain stay finite, and no multiplier is faster for it.
-    let x = vec![0.0; (rows * hidden) as usize];
-    let (mut fastest, mut reading) = (f64::INFINITY, f64::INFINITY);
-    for _ in 0..6 {
-        engine.profile(true);
-        engine.call("peak", &[("B", 1), ("T", rows)], &[("x", Input::F32(&x))], None)?;
-        // The products alone: a GPU's host copies x and y, which no chain of kernels does.
-        let kernels = engine.profile(false).into_iter();
-        let products = kernels
-            .filter(|(name, ..)| name.contains("matmul"))
-            .map(|(_, _, time)| time);
-        fastest = fastest.min(products.sum::<std::time::Duration>().as_secs_f64());
+
+    /// Seconds of an operation and of a byte; of a few tries, the best.
+    fn measure(&self) -> anyhow::Result<[f64; 2]> {
+        const TRIES: usize = 3;
+        let (mut operation, mut byte) = (f64::INFINITY, f64::INFINITY);
+        for _ in 0..TRIES {
+            let sizes = [("B", 1), ("T", self.rows)];
+            self.matmul.profile(true);
+            self.matmul.call("peak", &sizes, &[("x", Input::F32(&self.x))], None)?;
+            // The products alone: a GPU's host copies x and y, which no chain of kernels does.
+            let kernels = self.matmul.profile(false).into_iter();
+            let products = kernels.filter(|(name, ..)| name.contains("matmul")).map(|(_, _, time)| time);
+            let time = products.sum::<std::time::Duration>().as_secs_f64();
+            operation = f64::min(operation, time / self.operations);
+            let (bytes, time) = self.read.as_ref().unwrap_or(&self.matmul).read_weights();
+            byte = f64::min(byte, time.as_secs_f64() / bytes.max(1) as f64);
+        }
+        Ok([operation, byte])
     }
-    let whole = source.compile_module(reader(source, &request), &request);
-    let engine = match whole {
-        Ok(artefact) => Engine::load(&artefact, &source.checkpoint, common.engine())?,
-        Err(_) => engine,
-    };
-    for _ in 0..6 {
-        let (bytes, time) = engine.read_weights();
-        reading = reading.min(time.as_secs_f64() / bytes.max(1) as f64);
-    }
-    let matmul = (4 * PAIRS * rows * hidden * inner) as f64 / fastest;
-    Ok((matmul, 1.0 / reading, engine.machine()))
 }
 
-/// A module that holds the projections of all layers, so that reading them exceeds every cache.
-fn reader(source: &Source, request: &Request) -> Module {
+/// A module that multiplies by the projections of these layers, one after the other.
+fn chain(source: &Source, request: &Request, layers: &mut dyn Iterator<Item = i64>) -> Module {
     let (hidden, inner) = (source.config.hidden, source.config.intermediate);
     let mut f = Function::new("peak");
     let ty = TensorType::new([Dim::sym("B"), Dim::sym("T"), hidden.into()], DType::F32);
     let x = f.param("x", ty, Param::Input("x".to_string()));
     let mut y = f.cast(x, request.dtype);
-    for layer in 0..source.config.layers {
+    for layer in layers {
         let mut weight = |name: &str, shape: [i64; 2]| {
             let kind = Param::Weight(format!("model.layers.{layer}.mlp.{name}.weight"));
-            f.param(&format!("{name}{layer}"), TensorType::new(shape, request.dtype), kind)
+            let known = f.params.iter().find(|p| p.1 == kind).map(|p| p.0);
+            known.unwrap_or_else(|| f.param(&format!("{name}{layer}"), TensorType::new(shape, request.dtype), kind))
         };
         let (up, down) = (weight("up_proj", [inner, hidden]), weight("down_proj", [hidden, inner]));
         let wide = f.matmul(y, up, true, request.dtype);

@@ -48,6 +48,7 @@ impl Args {
             context: rows[0].len(),
             wanted: &wanted,
             memory: self.memory_limit.unwrap_or(u64::MAX),
+            logits: request.logits(),
             rewrite: &rewrite,
         };
         let module = model::graph::gradients(&source.config, &source.graph_options(&request), &objective)?;

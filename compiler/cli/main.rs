@@ -6,6 +6,7 @@ mod bench;
 mod cache;
 mod check;
 mod compare;
+mod compare_steps;
 mod compile;
 mod doctor;
 mod documents;
@@ -20,7 +21,9 @@ mod metrics;
 mod opt;
 mod options;
 mod retrofit;
+mod rounds;
 mod session;
+mod step;
 mod tensorboard;
 mod tokens;
 mod trace;
@@ -98,9 +101,21 @@ fn main() -> std::process::ExitCode {
             std::process::ExitCode::SUCCESS
         }
         Err(e) => {
-            let text = format!("{e:#}").replace('\n', " ");
-            eprintln!("loopc: {text}");
+            eprintln!("loopc: {}", one_line(&e));
             std::process::ExitCode::FAILURE
         }
     }
+}
+
+/// The error and its causes; one that the text in front of it has told already is left out.
+fn one_line(e: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in e.chain().map(|c| c.to_string()) {
+        match text.is_empty() {
+            true => text = cause,
+            false if !text.ends_with(&cause) => text += &format!(": {cause}"),
+            false => {}
+        }
+    }
+    text.replace('\n', " ")
 }

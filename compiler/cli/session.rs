@@ -116,6 +116,16 @@ pub struct Request {
     pub emit: Vec<(Stage, PathBuf)>,
 }
 
+impl Request {
+    /// Bytes of logits that a loss may have at once.
+    pub fn logits(&self) -> u64 {
+        match self.program.joins_the_loss() {
+            true => model::graph::LOGITS,
+            false => u64::MAX,
+        }
+    }
+}
+
 fn pipeline_options(request: &Request) -> pipeline::Options {
     pipeline::Options {
         entries: request.entries.clone(),

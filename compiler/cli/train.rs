@@ -9,13 +9,15 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use ir::DType;
+use model::config::Mode;
+use model::graph::training::Group;
 use model::train::{Recipe, Trainer, checkpoint};
-use runtime::{Device, Engine};
+use runtime::Device;
 use serde::{Deserialize, Serialize};
 
 use crate::options::{self, Common};
-use crate::session::{Request, Source};
+use crate::session::Source;
+use crate::step::Step;
 use crate::tensorboard::Writer;
 use crate::tokens;
 
@@ -151,11 +153,28 @@ impl Args {
         let trainable = recipe.check()?;
         let source = Source::open(&self.model)?;
         let wanted = |name: &str| trainable.includes(name);
-        if !model::weights::expected(&source.config).keys().any(|name| wanted(name)) {
+        let tensors = model::weights::expected(&source.config);
+        let trained: Vec<&String> = tensors.keys().filter(|name| wanted(name)).collect();
+        if trained.is_empty() {
             bail!(
                 "trainable = {trainable}: {} has no such tensor; choose gates, gates+norms, all, or a regular expression",
                 self.model.display()
             );
+        }
+        // In `layer` both passes see the same keys then; the other modes' passes have keys of their own.
+        let attention = &source.config.attention;
+        if attention.mode == Mode::Layer && recipe.context as i64 <= attention.window {
+            let gates = |name: &&String| Group::of(name) == Group::Gates;
+            let reason = format!(
+                "context = {}: the model's window of {} covers it, so that both passes see the same and gates learn nothing; take a \
+                 longer context, or retrofit with a smaller window",
+                recipe.context, attention.window
+            );
+            match trained.iter().all(gates) {
+                true => bail!(reason),
+                false if trained.iter().any(gates) => eprintln!("loopc: {reason}"),
+                false => {}
+            }
         }
         let end = source.config.eos.first().copied();
         let of = |files: &[PathBuf]| tokens::of_files(files, &self.field, &source.folder, end);
@@ -174,36 +193,19 @@ impl Args {
             checked(&held_out, &self.validation, "--validation")?;
         }
 
-        let mut entries = vec!["train_step".to_string(), "loss".to_string()];
-        entries.extend((recipe.accumulate > 1).then(|| "accumulate".to_string()));
         let mut emit = vec![];
         for text in &self.emit {
             emit.extend(options::emit(text)?);
         }
-        let request = Request {
-            entries,
-            targets: vec![self.common.target()?],
-            dtype: self.common.dtype(),
-            max_context: recipe.context as i64,
+        let step = Step {
+            source: &source,
+            recipe: &recipe,
+            wanted: &wanted,
             program: self.common.program(),
+            memory: self.memory_limit.unwrap_or(u64::MAX),
             emit,
         };
-        let mut options = source.graph_options(&request);
-        if wanted("model.embed_tokens.weight") {
-            // The trained table is f32, and so is the one of the checkpoint that is written.
-            options.embedding = DType::F32;
-        }
-        let rewrite = |module| request.program.forward(module).map_err(|e| e.to_string());
-        let objective = model::graph::Objective {
-            batch: recipe.batch,
-            context: recipe.context,
-            wanted: &wanted,
-            memory: self.memory_limit.unwrap_or(u64::MAX),
-            rewrite: &rewrite,
-        };
-        let module = model::graph::training::training(&source.config, &options, &objective, recipe.accumulate > 1)?;
-        let artefact = source.compile_module(module, &request)?;
-        let engine = Engine::load(&artefact, &source.checkpoint, self.common.engine())?;
+        let engine = step.engine(&self.common)?;
         let mut trainer = Trainer::new(&engine, recipe.clone(), train, source.config.vocab)?;
         if self.resume {
             trainer.step = checkpoint::resume(&mut trainer.state, &source.checkpoint, &place)?;

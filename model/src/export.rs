@@ -1,7 +1,7 @@
 //! A folder to hand on: one model.safetensors with the tensors that the model reads, in one type, without what only training needs.
 
-use std::borrow::Cow;
 use std::fs;
+use std::io::{self, Write};
 use std::path::Path;
 
 use half::bf16;
@@ -59,7 +59,8 @@ pub fn export(folder: &Path, out: &Path, store: Store) -> Result<(), ExportError
             map.insert("torch_dtype".to_string(), name.into());
         }
         write::json(&draft.join("config.json"), &json)?;
-        write::tensors(&draft.join("model.safetensors"), converted(&config, &checkpoint, store))?;
+        let tensors = converted(&config, &checkpoint, store);
+        write::tensors(&draft.join("model.safetensors"), write::PYTORCH, tensors)?;
         // What we wrote must be what we would read.
         let written = Config::from_folder(draft)?;
         Ok(weights::check(&written, &Checkpoint::open(draft)?)?)
@@ -67,15 +68,26 @@ pub fn export(folder: &Path, out: &Path, store: Store) -> Result<(), ExportError
 }
 
 fn converted<'a>(config: &Config, checkpoint: &'a Checkpoint, store: Store) -> Vec<(String, write::Tensor<'a>)> {
-    let tensor = |(name, shape): (String, Vec<i64>)| {
-        let read = name.clone();
-        let bytes = move || {
-            // `weights::check` has seen every name.
-            let values = checkpoint.floats(&read).unwrap_or_default();
-            Cow::Owned(match store {
-                Store::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-                Store::Bf16 => values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
-            })
+    let tensor = |(known, shape): (String, Vec<i64>)| {
+        let name = known.clone();
+        let count = shape.iter().product::<i64>() as usize;
+        let write = move |out: &mut dyn Write| {
+            let mut values = vec![0.0; count.min(write::PIECE / 4)];
+            for first in (0..count).step_by(write::PIECE / 4) {
+                let piece = (count - first).min(values.len());
+                let values = &mut values[..piece];
+                // `weights::check` has seen every name and shape.
+                let read = checkpoint.read(&name, first, values);
+                read.ok_or_else(|| io::Error::other(format!("no tensor {name}")))?;
+                match store {
+                    Store::F32 => write::floats(out, values)?,
+                    Store::Bf16 => {
+                        let halves = values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes());
+                        out.write_all(&halves.collect::<Vec<u8>>())?;
+                    }
+                }
+            }
+            Ok(())
         };
         let tensor = write::Tensor {
             dtype: match store {
@@ -83,9 +95,9 @@ fn converted<'a>(config: &Config, checkpoint: &'a Checkpoint, store: Store) -> V
                 Store::Bf16 => Dtype::BF16,
             },
             shape: shape.into_iter().map(|n| n as usize).collect(),
-            bytes: Box::new(bytes),
+            write: Box::new(write),
         };
-        (name, tensor)
+        (known, tensor)
     };
     weights::expected(config).into_iter().map(tensor).collect()
 }

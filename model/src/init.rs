@@ -4,7 +4,6 @@
 //! Matrices are normal, those that write to the residual stream narrower the more layers there are; norms are one; gates start as a
 //! retrofit's do. Trains nothing (`train` does).
 
-use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -118,7 +117,7 @@ pub fn init(
         let end = if known { None } else { tokenizer.id(END) };
         let made = checked(json, tokenizer.ids(), end, named)?;
         write::json(&draft.join("config.json"), &made.json)?;
-        write::tensors(&draft.join("model.safetensors"), fresh(&made, options)?)?;
+        write::tensors(&draft.join("model.safetensors"), write::PYTORCH, fresh(&made, options)?)?;
         // What we wrote must be what we would read.
         let written = Config::from_folder(draft)?;
         weights::check(&written, &Checkpoint::open(draft)?)?;
@@ -194,17 +193,17 @@ fn fresh(config: &Config, options: &Options) -> Result<Vec<(String, write::Tenso
         let std = if narrow { residual } else { STD };
         let stream = matrices;
         matrices += u64::from(constant.is_none());
-        let bytes = move || {
+        let write = move |out: &mut dyn std::io::Write| {
             let values = match constant {
                 Some(value) => vec![value; n],
                 None => normal(n, std, seed, stream),
             };
-            Cow::Owned(values.iter().flat_map(|x| x.to_le_bytes()).collect())
+            write::floats(out, &values)
         };
         let tensor = write::Tensor {
             dtype: Dtype::F32,
             shape,
-            bytes: Box::new(bytes),
+            write: Box::new(write),
         };
         tensors.push((name, tensor));
     }

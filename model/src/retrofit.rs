@@ -2,7 +2,6 @@
 //!
 //! Gates start at w = 0 and a constant bias. No weight is computed or converted; files are linked, or copied if they cannot be.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -118,13 +117,13 @@ fn fill(
             let tensor = write::Tensor {
                 dtype: Dtype::F32,
                 shape,
-                bytes: Box::new(move || Cow::Owned(bytes.clone())),
+                write: Box::new(move |out| out.write_all(&bytes)),
             };
             tensors.push((format!("{}{i}.{part}", weights::GATES), tensor));
         }
     }
     let names: Vec<String> = tensors.iter().map(|(name, _)| name.clone()).collect();
-    write::tensors(&gates, tensors)?;
+    write::tensors(&gates, write::PYTORCH, tensors)?;
 
     let old = base.join(INDEX);
     let old = if old.exists() { config::read(&old)? } else { Value::Null };

@@ -1,14 +1,14 @@
-//! Folders that are complete or absent, and tensor files whose tensors are made one at a time.
+//! Folders that are complete or absent, and tensor files that are made piece by piece.
 //!
-//! Knows no model: `init`, `export` and `retrofit` say what lies in a folder.
+//! Knows no model: `init`, `export`, `retrofit` and `train::checkpoint` say what lies in a folder.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs;
-use std::io;
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use safetensors::{Dtype, View};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::Value;
 
 #[derive(Debug, thiserror::Error)]
@@ -17,11 +17,6 @@ pub enum WriteError {
     Exists { out: PathBuf },
     #[error("{path}: {source}", path = path.display())]
     Io { path: PathBuf, source: io::Error },
-    #[error("{path}: cannot write the tensors: {source}", path = path.display())]
-    Tensors {
-        path: PathBuf,
-        source: safetensors::SafeTensorError,
-    },
 }
 
 /// For `map_err`: what went wrong, and where.
@@ -59,37 +54,62 @@ pub(crate) fn json(path: &Path, value: &Value) -> Result<(), WriteError> {
     fs::write(path, format!("{value:#}\n")).map_err(io_error(path))
 }
 
-/// A tensor whose bytes are made when they are written, so that a file never lies in memory as a whole.
+/// Writes a tensor's bytes.
+pub(crate) type WriteBytes<'a> = Box<dyn Fn(&mut dyn Write) -> io::Result<()> + 'a>;
+
+/// A tensor whose bytes are made when they are written, so that neither a file nor a large tensor lies in memory as a whole.
 pub(crate) struct Tensor<'a> {
     pub dtype: Dtype,
     pub shape: Vec<usize>,
-    /// As many bytes as type and shape ask for.
-    pub bytes: Box<dyn Fn() -> Cow<'a, [u8]> + 'a>,
+    /// Writes as many bytes as type and shape ask for.
+    pub write: WriteBytes<'a>,
 }
 
-impl View for Tensor<'_> {
-    fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        (self.bytes)()
-    }
-
-    fn data_len(&self) -> usize {
+impl Tensor<'_> {
+    fn len(&self) -> usize {
         self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8
     }
 }
 
-/// A safetensors file as Hugging Face's libraries write it.
-pub(crate) fn tensors(path: &Path, tensors: Vec<(String, Tensor)>) -> Result<(), WriteError> {
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    safetensors::serialize_to_file(tensors, Some(metadata), path).map_err(|source| WriteError::Tensors {
-        path: path.to_path_buf(),
-        source,
-    })
+/// Bytes of a piece: what is copied is copied through so many.
+pub(crate) const PIECE: usize = 1 << 20;
+
+/// The fact that Hugging Face's libraries write.
+pub(crate) const PYTORCH: (&str, &str) = ("format", "pt");
+
+/// Little-endian.
+pub(crate) fn floats(out: &mut dyn Write, values: &[f32]) -> io::Result<()> {
+    for piece in values.chunks(PIECE / 4) {
+        let bytes: Vec<u8> = piece.iter().flat_map(|x| x.to_le_bytes()).collect();
+        out.write_all(&bytes)?;
+    }
+    Ok(())
+}
+
+/// A safetensors file with one fact in its header, in the order of Hugging Face's libraries: types of wide elements first, then by name.
+pub(crate) fn tensors(path: &Path, fact: (&str, &str), mut tensors: Vec<(String, Tensor)>) -> Result<(), WriteError> {
+    tensors.sort_by(|(a, x), (b, y)| y.dtype.cmp(&x.dtype).then(a.cmp(b)));
+    let (mut end, mut infos) = (0, vec![]);
+    for (name, t) in &tensors {
+        let begin = end;
+        end += t.len();
+        let info = TensorInfo {
+            dtype: t.dtype,
+            shape: t.shape.clone(),
+            data_offsets: (begin, end),
+        };
+        infos.push((name.clone(), info));
+    }
+    let metadata = HashMap::from([(fact.0.to_string(), fact.1.to_string())]);
+    let write = || {
+        let metadata = Metadata::new(Some(metadata), infos).map_err(io::Error::other)?;
+        let mut header = serde_json::to_string(&metadata)?;
+        header += &" ".repeat(header.len().next_multiple_of(8) - header.len());
+        let mut file = BufWriter::with_capacity(PIECE, fs::File::create(path)?);
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(header.as_bytes())?;
+        tensors.iter().try_for_each(|(_, t)| (t.write)(&mut file))?;
+        file.flush()
+    };
+    write().map_err(io_error(path))
 }

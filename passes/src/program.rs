@@ -83,6 +83,11 @@ impl Program {
         Some(program)
     }
 
+    /// Is the loss joined with the projection to logits, a block of rows at a time? Else all logits are stored, as the graph is written.
+    pub fn joins_the_loss(&self) -> bool {
+        self.scheduling.epilogues
+    }
+
     /// What the forward graph goes through before it is differentiated: the passes up to the one that finds attention's sweeps, whose
     /// backward is written for them. The gradient's graph goes through all of them.
     pub fn forward(&self, mut module: ir::Module) -> Result<ir::Module, PassError> {

@@ -95,6 +95,19 @@ impl Checkpoint {
         Some((0..n).map(|i| crate::pack::element(t.data, t.dtype, i)).collect())
     }
 
+    /// A tensor's values from `first` on, widened to f32, as many as `out` has; `None` if it has not so many. The file's pages that were
+    /// read do not stay with the process: who reads a whole model in pieces does not hold it twice.
+    pub fn read(&self, name: &str, first: usize, out: &mut [f32]) -> Option<()> {
+        let t = self.tensor(name)?;
+        let width = t.data.len() / t.shape.iter().product::<i64>().max(1) as usize;
+        let data = t.data.get(first * width..(first + out.len()) * width)?;
+        for (i, x) in out.iter_mut().enumerate() {
+            *x = crate::pack::element(data, t.dtype, i);
+        }
+        crate::pack::release(&t, data);
+        Some(())
+    }
+
     pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
         let e = self.inner.tensors.get(name)?;
         let file = &self.inner.files[e.file];

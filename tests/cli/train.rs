@@ -18,7 +18,7 @@ const RECIPE: &str =
 warmup = 3\nvalidate_every = 3\nvalidate_tokens = 150\ncheckpoint_every = 3\n[gates]\nrate = 1e-2\n";
 
 /// A small random model in the folder `name`, with the bundled model's tokenizer.
-fn tiny(s: &Sandbox, name: &str, mode: &str) -> String {
+pub fn tiny(s: &Sandbox, name: &str, mode: &str) -> String {
     let folder = s.path(name);
     std::fs::create_dir_all(&folder).unwrap();
     let mut config = json!({
@@ -447,6 +447,11 @@ fn nonsense_is_told_in_one_line() {
     recipe("trainable = \"(\"", "trainable = (");
     recipe("trainable = \"no.such.tensor\"", "no.such.tensor");
     train(&["--data", &text, "--recipe", "no/such/recipe"], "no/such/recipe");
+    // The model's window is 5: both passes would see the same.
+    train(
+        &["--data", &text, "--trainable", "gates", "--context", "5"],
+        "the model's window of 5 covers it",
+    );
     // Runs.
     train(&["--data", &text, "--resume"], "no checkpoint to resume");
     r.train("run", &["--steps", "1"]);

@@ -59,6 +59,7 @@ pub fn of(seed: u64, dtype: DType, program: Program) -> anyhow::Result<Vec<Subje
             context: context as usize,
             wanted: &|_| true,
             memory: *rng.choose(&[u64::MAX, 1 << 16]),
+            logits: graph::LOGITS,
             rewrite: &rewrite,
         };
         let module = graph::gradients(&config, &options, &objective)?;

@@ -176,7 +176,7 @@ fn run(engine: &Engine, trial: &Trial, seed: u64) -> anyhow::Result<Found> {
             .states
             .get(name)
             .ok_or_else(|| anyhow!("no data for state {name}"))?;
-        state.write(name, &floats(values))?;
+        state.write(name, 0, &floats(values))?;
     }
     let mut found = vec![];
     for call in &trial.calls {
@@ -185,7 +185,7 @@ fn run(engine: &Engine, trial: &Trial, seed: u64) -> anyhow::Result<Found> {
             .map(|(name, x)| (format!("result {name}"), x))
             .collect();
         for name in &names {
-            results.insert(format!("state {name}"), state.read(name)?);
+            results.insert(format!("state {name}"), state.values(name)?);
         }
         found.push(results);
     }

@@ -85,9 +85,6 @@ pub fn variant(kernel: &Kernel, c: &Contraction, rows: i64, name: &str, target: 
 
 fn block(e: &mut Emit, kernel: &Kernel, c: &Contraction, rows: i64, columns: i64, target: &Target, params: Params) {
     let body = Body::over(kernel, 1, params.buffers, params.symbols, Math::Gpu);
-    if target.hopper {
-        ptx::let_next_begin(e);
-    }
     let (block, thread) = (ptx::block(e), ptx::thread(e));
     let (warp, lane) = (e.shr(thread, 5), lane(e, thread));
     let warps = e.int(WARPS, I32);
@@ -197,6 +194,8 @@ impl Few<'_, '_> {
                 .collect();
             if begin == 0 {
                 if self.waits {
+                    // The next function is not let begin before our end: with it, results were seen to differ from run to run
+                    // (docs/notes/2026-11-26-cuda.md).
                     ptx::wait_for_earlier(e);
                 }
                 row_bases = (0..self.rows).map(|row| self.row_base(e, row)).collect();

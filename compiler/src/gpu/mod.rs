@@ -7,6 +7,7 @@ mod assemble;
 mod contraction;
 mod epilogue;
 mod few_rows;
+mod hopper;
 mod join;
 mod kernels;
 mod map;
@@ -16,7 +17,6 @@ mod mma;
 mod pipeline;
 mod ptx;
 mod reduction;
-mod sweep_gradient;
 mod sweep_mma;
 mod target;
 
@@ -140,7 +140,7 @@ pub fn emit(kernel: &Kernel, target: &Target) -> Result<Emitted, CodeError> {
         }
         if few_rows::takes(kernel, c) {
             for rows in few_rows::ROWS.into_iter().rev() {
-                let name = format!("{}_rows{rows}", kernel.name);
+                let name = format!("{}_r{rows}", kernel.name);
                 let (variant, text) = few_rows::variant(kernel, c, rows, &name, target);
                 emitted.before_all(variant, name, text, false);
             }
@@ -148,16 +148,10 @@ pub fn emit(kernel: &Kernel, target: &Target) -> Result<Emitted, CodeError> {
         return Ok(emitted);
     }
     if let Some(sweep) = &kernel.sweep {
-        let mut emitted = kernels::sweep::emit(kernel, sweep, target);
-        if let Some(even) = sweep_mma::takes(kernel, sweep) {
-            let name = format!("{}_mma", kernel.name);
-            let (variant, text) = sweep_mma::variant(kernel, sweep, &even, &name, target);
-            emitted.before_all(variant, name, text, even.is_empty());
-        }
-        return Ok(emitted);
+        return Ok(kernels::sweep::emit(kernel, sweep, target));
     }
     if let Some(g) = &kernel.sweep_gradient {
-        return Ok(sweep_gradient::emit(kernel, g, target));
+        return Ok(kernels::sweep_gradient::emit(kernel, g, target));
     }
     Ok(map::emit(kernel, target))
 }

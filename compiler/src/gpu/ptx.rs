@@ -16,7 +16,7 @@ pub struct Signature {
     pub counters: bool,
     pub maps: usize,
     pub threads: u32,
-    /// The function lets the next one begin and waits for those in front of it, at once (`Step::overlap`).
+    /// The function waits for those in front of it, then lets the next one begin, at once (`Step::overlap`).
     pub overlap: bool,
 }
 
@@ -57,6 +57,10 @@ pub fn function(name: &str, signature: Signature, body: impl FnOnce(&mut Emit, P
         .zip(&symbols)
         .map(|(name, v)| (*name, e.extend_signed(*v, Elem::I64)))
         .collect();
+    if signature.overlap {
+        let_next_begin(&mut e);
+        wait_for_earlier(&mut e);
+    }
     body(
         &mut e,
         Params {
@@ -109,6 +113,9 @@ pub fn wait_for_earlier(e: &mut Emit) {
 }
 
 /// The next function's blocks may take their places, as far as there is room; they wait for our end before they read.
+///
+/// Only behind `wait_for_earlier`: a multiprocessor forgets what it has cached when a function begins on it, not when it waits. Were two
+/// functions ahead, lines that an earlier one read of memory that is written anew in between would be stale for the later one.
 pub fn let_next_begin(e: &mut Emit) {
     asm(e, "griddepcontrol.launch_dependents;", "", &[], &[]);
 }

@@ -239,6 +239,10 @@ impl Emit {
         self.arith("ori", a, b)
     }
 
+    pub fn xor(&mut self, a: Val, b: Val) -> Val {
+        self.arith("xori", a, b)
+    }
+
     pub fn shl(&mut self, a: Val, bits: i64) -> Val {
         let b = self.int(bits, a.ty);
         self.arith("shli", a, b)
@@ -641,6 +645,45 @@ impl Emit {
                 id: result.id,
                 part: Some(i),
                 ty: v.ty,
+            })
+            .collect()
+    }
+
+    /// `if c { then } else { otherwise }`: both give values of these types.
+    pub fn if_else(
+        &mut self,
+        c: Val,
+        types: &[Ty],
+        then: impl FnOnce(&mut Emit) -> Vec<Val>,
+        otherwise: impl FnOnce(&mut Emit) -> Vec<Val>,
+    ) -> Vec<Val> {
+        let result = self.fresh(Ty::scalar(Elem::I64));
+        let list = types.iter().map(Ty::to_string).collect::<Vec<_>>().join(", ");
+        match types.len() {
+            0 => self.line(&format!("scf.if {c} {{")),
+            n => self.line(&format!("%{}:{n} = scf.if {c} -> ({list}) {{", result.id)),
+        }
+        let branch = |e: &mut Emit, yields: Vec<Val>| {
+            assert_eq!(yields.len(), types.len(), "a branch yields what it carries");
+            if !yields.is_empty() {
+                let values = yields.iter().map(Val::to_string).collect::<Vec<_>>().join(", ");
+                e.line(&format!("scf.yield {values} : {list}"));
+            }
+            e.depth -= 1;
+        };
+        self.depth += 1;
+        let yields = then(self);
+        branch(self, yields);
+        self.line("} else {");
+        self.depth += 1;
+        let yields = otherwise(self);
+        branch(self, yields);
+        self.line("}");
+        (types.iter().enumerate())
+            .map(|(i, ty)| Val {
+                id: result.id,
+                part: Some(i),
+                ty: *ty,
             })
             .collect()
     }

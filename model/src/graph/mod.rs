@@ -103,6 +103,8 @@ pub struct Objective<'a> {
     pub wanted: &'a dyn Fn(&str) -> bool,
     /// Bytes of activations that are kept for the backward; the others are computed again.
     pub memory: u64,
+    /// Bytes of logits that exist at once: the loss is taken in blocks of rows. `LOGITS`, or all of them where nothing is to be joined.
+    pub logits: u64,
     /// What rewrites the forward graph before it is differentiated.
     pub rewrite: &'a dyn Fn(Module) -> Result<Module, String>,
 }
@@ -137,8 +139,8 @@ fn differentiate(module: Module, objective: &Objective, wanted: &dyn Fn(&str) ->
     Ok(gradient?)
 }
 
-/// Bytes of logits that exist at once: they are made, and turned into their gradients, in blocks of rows.
-const LOGITS: i64 = 256 << 20;
+/// Few enough logits to be turned into their gradients while they are near, and rows enough to make up for reading the weight.
+pub const LOGITS: u64 = 256 << 20;
 
 /// `objective(tokens, targets, weights)`: `loss` [1, 1] = sum(nll * weights), block of rows by block of rows.
 fn loss_of_rows(c: &Config, o: &Options, objective: &Objective, layers: &[Function]) -> Function {
@@ -159,7 +161,7 @@ fn loss_of_rows(c: &Config, o: &Options, objective: &Objective, layers: &[Functi
     };
     let n = flat(&mut f, n, &[1, rows, c.hidden]);
     let [targets, weights] = [targets, weights].map(|v| flat(&mut f, v, &[1, rows]));
-    let blocks = (rows * c.vocab * 4 + LOGITS - 1) / LOGITS;
+    let blocks = ((rows * c.vocab * 4) as u64).div_ceil(objective.logits.max(1)) as i64;
     let height = (rows + blocks - 1) / blocks.max(1);
     let mut loss = None;
     for begin in (0..rows).step_by(height.max(1) as usize) {

@@ -7,21 +7,20 @@
 //! then the old one is renamed to `.NAME.old` and the new one to its name. Between these two there is no folder of that name, but `.old`
 //! is complete, and [`find`] puts it back. Whoever calls sees to it that only one run writes at a time.
 
-use std::borrow::Cow;
-use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 use runtime::engine::State;
 use runtime::weights::Checkpoint;
-use safetensors::View;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use super::Recipe;
 use crate::graph::training::PARAM;
+use crate::write::{self, WriteError};
 
 /// The file of a checkpoint that `--resume` reads.
 pub const STATE_FILE: &str = "training.safetensors";
@@ -39,6 +38,8 @@ pub enum CheckpointError {
     #[error("{path}: {reason}", path = path.display())]
     File { path: PathBuf, reason: String },
     #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error(transparent)]
     Runtime(#[from] runtime::RuntimeError),
 }
 
@@ -54,15 +55,39 @@ fn file_error(path: &Path, reason: impl ToString) -> CheckpointError {
     }
 }
 
+/// Numbers of a state, piece by piece.
+pub(super) fn pieces<'a>(
+    state: &'a State,
+    name: &'a str,
+) -> impl Iterator<Item = Result<Vec<f32>, runtime::RuntimeError>> + 'a {
+    split(state, name).map(|(first, count)| {
+        let mut piece = vec![0.0; count];
+        state.read(name, first, &mut piece).map(|()| piece)
+    })
+}
+
+/// The places and lengths of a state's pieces.
+fn split(state: &State, name: &str) -> impl Iterator<Item = (usize, usize)> + use<> {
+    let shape = state.shape(name).unwrap_or_default();
+    let all = shape.iter().product::<i64>() as usize;
+    const COUNT: usize = write::PIECE / 4;
+    (0..all)
+        .step_by(COUNT)
+        .map(move |first| (first, COUNT.min(all - first)))
+}
+
 /// Sets the trained tensors to the checkpoint's values.
 pub fn begin(state: &mut State, base: &Checkpoint) -> Result<(), CheckpointError> {
     let names: Vec<String> = state.names().map(String::from).collect();
+    let mut room = vec![0.0; write::PIECE / 4];
     for name in names {
-        if let Some(tensor) = name.strip_prefix(PARAM) {
-            let values = base
-                .floats(tensor)
-                .ok_or_else(|| file_error(base.path(), format!("no tensor {tensor}")))?;
-            state.write(&name, &values)?;
+        let Some(tensor) = name.strip_prefix(PARAM) else {
+            continue;
+        };
+        for (first, count) in split(state, &name) {
+            base.read(tensor, first, &mut room[..count])
+                .ok_or_else(|| file_error(base.path(), format!("no tensor {tensor}, or not of the model's shape")))?;
+            state.write(&name, first, &room[..count])?;
         }
     }
     Ok(())
@@ -141,10 +166,6 @@ fn write_draft(
 ) -> Result<(), CheckpointError> {
     fs::create_dir_all(draft).map_err(io(draft))?;
     let trained = trained(state);
-    let source = Source {
-        state,
-        failure: RefCell::new(None),
-    };
     for entry in fs::read_dir(base.path()).map_err(io(base.path()))? {
         let entry = entry.map_err(io(base.path()))?;
         let (from, to) = (entry.path(), draft.join(entry.file_name()));
@@ -153,7 +174,7 @@ fn write_draft(
         }
         let from = from.canonicalize().map_err(io(&from))?;
         let tensors = to.extension().is_some_and(|e| e == "safetensors");
-        if tensors && rewrite(&from, &to, &trained, &source)? {
+        if tensors && rewrite(&from, &to, &trained, state)? {
             continue;
         }
         // A large file that does not change is not stored twice, where the file system can do that.
@@ -164,14 +185,10 @@ fn write_draft(
     }
     let mut parts = vec![];
     for prefix in [PARAM, MOMENT, "v."] {
-        parts.extend(
-            trained
-                .iter()
-                .filter_map(|t| Part::state(&source, &format!("{prefix}{t}"))),
-        );
+        let names = trained.iter().map(|t| format!("{prefix}{t}"));
+        parts.extend(names.filter_map(|name| Some((name.clone(), of_state(state, name)?))));
     }
-    let parts = parts.into_iter().map(|p| (p.name().to_string(), p)).collect();
-    save(&draft.join(STATE_FILE), parts, ("step", &step.to_string()), &source)?;
+    save(&draft.join(STATE_FILE), ("step", &step.to_string()), parts)?;
     let path = draft.join(RECIPE_FILE);
     let text = toml::to_string(recipe).map_err(|e| file_error(&path, e))?;
     fs::write(&path, text).map_err(io(&path))?;
@@ -179,99 +196,46 @@ fn write_draft(
     flush(draft)
 }
 
-/// The states that are written, and the first failure to read one: a device may fail, and the writer of tensors takes no error.
-struct Source<'a> {
-    state: &'a State,
-    failure: RefCell<Option<runtime::RuntimeError>>,
+/// A state as a tensor of a file that is written.
+fn of_state(state: &State, name: String) -> Option<write::Tensor<'_>> {
+    let shape = state.shape(&name)?.iter().map(|n| *n as usize).collect();
+    let write = move |out: &mut dyn Write| {
+        pieces(state, &name).try_for_each(|piece| write::floats(out, &piece.map_err(std::io::Error::other)?))
+    };
+    Some(write::Tensor {
+        dtype: Dtype::F32,
+        shape,
+        write: Box::new(write),
+    })
 }
 
-/// A tensor of a file that is written. States are read when it is their turn: a large model is not held twice.
-enum Part<'a> {
-    /// As it stands in a file that is mapped; from where on.
-    Kept {
-        view: TensorView<'a>,
-        file: &'a fs::File,
-        offset: usize,
-    },
-    State {
-        source: &'a Source<'a>,
-        name: String,
-        shape: Vec<usize>,
-    },
-}
-
-impl<'a> Part<'a> {
-    fn state(source: &'a Source<'a>, name: &str) -> Option<Part<'a>> {
-        Some(Part::State {
-            source,
-            name: name.to_string(),
-            shape: source.state.shape(name)?.iter().map(|n| *n as usize).collect(),
-        })
-    }
-
-    fn name(&self) -> &str {
-        match self {
-            Part::Kept { .. } => "",
-            Part::State { name, .. } => name,
+/// A tensor as it stands in a file, from where on. Read, not taken from a map: a map's pages would stay with the process, all of the
+/// model in the end.
+fn of_file<'a>(file: &'a fs::File, offset: usize, view: &TensorView) -> write::Tensor<'a> {
+    let end = offset + view.data().len();
+    let write = move |out: &mut dyn Write| {
+        let mut room = vec![0; write::PIECE];
+        for at in (offset..end).step_by(write::PIECE) {
+            let piece = &mut room[..write::PIECE.min(end - at)];
+            file.read_exact_at(piece, at as u64)?;
+            out.write_all(piece)?;
         }
+        Ok(())
+    };
+    write::Tensor {
+        dtype: view.dtype(),
+        shape: view.shape().to_vec(),
+        write: Box::new(write),
     }
 }
 
-impl View for Part<'_> {
-    fn dtype(&self) -> Dtype {
-        match self {
-            Part::Kept { view, .. } => view.dtype(),
-            Part::State { .. } => Dtype::F32,
-        }
-    }
-
-    fn shape(&self) -> &[usize] {
-        match self {
-            Part::Kept { view, .. } => view.shape(),
-            Part::State { shape, .. } => shape,
-        }
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        match self {
-            Part::Kept { view, file, offset } => {
-                // Read, not taken from the map: a map's pages would stay with the process, all of the model in the end.
-                let mut bytes = vec![0; view.data().len()];
-                match file.read_exact_at(&mut bytes, *offset as u64) {
-                    Ok(()) => bytes.into(),
-                    Err(_) => view.data().into(),
-                }
-            }
-            Part::State { source, name, .. } => match source.state.read(name) {
-                Ok(values) => (values.data.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>()).into(),
-                Err(e) => {
-                    source.failure.borrow_mut().get_or_insert(e);
-                    // The file is not kept.
-                    vec![0; self.data_len()].into()
-                }
-            },
-        }
-    }
-
-    fn data_len(&self) -> usize {
-        match self {
-            Part::Kept { view, .. } => view.data().len(),
-            Part::State { shape, .. } => 4 * shape.iter().product::<usize>(),
-        }
-    }
-}
-
-fn save(path: &Path, parts: Vec<(String, Part)>, fact: (&str, &str), source: &Source) -> Result<(), CheckpointError> {
-    let metadata = HashMap::from([(fact.0.to_string(), fact.1.to_string())]);
-    safetensors::serialize_to_file(parts, Some(metadata), path).map_err(|e| file_error(path, e))?;
-    match source.failure.take() {
-        Some(e) => Err(e.into()),
-        None => flush(path),
-    }
+fn save(path: &Path, fact: (&str, &str), parts: Vec<(String, write::Tensor)>) -> Result<(), CheckpointError> {
+    write::tensors(path, fact, parts)?;
+    flush(path)
 }
 
 /// The file with the trained tensors in place; `false` if it holds none.
-fn rewrite(from: &Path, to: &Path, trained: &BTreeSet<String>, source: &Source) -> Result<bool, CheckpointError> {
+fn rewrite(from: &Path, to: &Path, trained: &BTreeSet<String>, state: &State) -> Result<bool, CheckpointError> {
     let file = fs::File::open(from).map_err(io(from))?;
     let map = unsafe { Mmap::map(&file) }.map_err(io(from))?;
     let old = SafeTensors::deserialize(&map).map_err(|e| file_error(from, e))?;
@@ -280,18 +244,14 @@ fn rewrite(from: &Path, to: &Path, trained: &BTreeSet<String>, source: &Source) 
     for (name, view) in old.iter() {
         let new = trained
             .contains(name)
-            .then(|| Part::state(source, &format!("{PARAM}{name}")))
-            .flatten();
+            .then(|| of_state(state, format!("{PARAM}{name}")));
+        let new = new.flatten();
         any |= new.is_some();
-        let kept = Part::Kept {
-            offset: view.data().as_ptr() as usize - map.as_ptr() as usize,
-            view,
-            file: &file,
-        };
-        parts.push((name.to_string(), new.unwrap_or(kept)));
+        let offset = view.data().as_ptr() as usize - map.as_ptr() as usize;
+        parts.push((name.to_string(), new.unwrap_or_else(|| of_file(&file, offset, &view))));
     }
     if any {
-        save(to, parts, ("format", "pt"), source)?;
+        save(to, write::PYTORCH, parts)?;
     }
     Ok(any)
 }
@@ -346,11 +306,17 @@ pub fn resume(state: &mut State, base: &Checkpoint, folder: &Path) -> Result<u64
                 );
                 return Err(file_error(&path, reason));
             }
-            let words = view
-                .data()
-                .chunks_exact(4)
-                .map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]]));
-            state.write(&name, &words.collect::<Vec<f32>>())?;
+            let mut at = (view.data().as_ptr() as usize - map.as_ptr() as usize) as u64;
+            let mut room = vec![0; write::PIECE];
+            for (first, count) in split(state, &name) {
+                let bytes = &mut room[..4 * count];
+                file.read_exact_at(bytes, at).map_err(io(&path))?;
+                at += bytes.len() as u64;
+                let words = bytes
+                    .chunks_exact(4)
+                    .map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]]));
+                state.write(&name, first, &words.collect::<Vec<f32>>())?;
+            }
         }
     }
     Ok(step)

@@ -2,8 +2,8 @@
 
 use runtime::engine::{Engine, Input, Output, State};
 
-use super::Recipe;
 use super::data::Windows;
+use super::{Recipe, checkpoint};
 use crate::gradients::Batch;
 use crate::graph::training::PARAM;
 
@@ -156,9 +156,10 @@ impl<'a> Trainer<'a> {
     /// shows in the masters, or in the loss and the norm that they have next.
     pub fn check(&mut self) -> Result<(), TrainError> {
         for name in self.state.names().filter(|n| n.starts_with(PARAM)) {
-            let values = self.state.read(name)?.data;
-            if let Some(x) = values.iter().find(|x| !x.is_finite()) {
-                finite(self.step, &name[PARAM.len()..], f64::from(*x))?;
+            for piece in checkpoint::pieces(&self.state, name) {
+                if let Some(x) = piece?.iter().find(|x| !x.is_finite()) {
+                    finite(self.step, &name[PARAM.len()..], f64::from(*x))?;
+                }
             }
         }
         let next = self.step + 1;

@@ -301,7 +301,8 @@ impl<'m> Scheduler<'m> {
     fn view(&mut self, frame: &mut Frame, v: ValueId) -> Result<View, PassError> {
         let view = match frame.defs.get(&v).cloned() {
             Some(Def::View(view)) => return Ok(view),
-            Some(Def::Weight { names, scale, ty }) => self.weight(&names, &scale, &ty, false),
+            // It stays a weight: who multiplies by it later wants it packed.
+            Some(Def::Weight { names, scale, ty }) => return Ok(self.weight(&names, &scale, &ty, false)),
             Some(Def::Lazy(op)) => self.kernel(frame, op)?,
             None => return Err(PassError(format!("%{} has no value", frame.f.value_name(v)))),
         };

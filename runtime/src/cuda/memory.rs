@@ -146,18 +146,25 @@ impl States {
         self.memory.address() + self.offsets[state] as u64
     }
 
-    /// Fills `to`, which is as long as the state.
-    pub fn read(&self, state: usize, to: &Memory) -> Result<(), RuntimeError> {
-        let len = to.len().min(self.lengths[state]);
+    /// Fills `to` from the state's byte `begin` on.
+    pub fn read(&self, state: usize, begin: usize, to: &Memory) -> Result<(), RuntimeError> {
+        let len = to.len().min(self.lengths[state].saturating_sub(begin));
         self.context.enter()?;
-        unsafe { self.context.copy_back(to.mut_ptr(), self.address(state), len) }?;
+        unsafe {
+            self.context
+                .copy_back(to.mut_ptr(), self.address(state) + begin as u64, len)
+        }?;
         Ok(self.context.wait()?)
     }
 
-    pub fn write(&mut self, state: usize, bytes: &[u8]) -> Result<(), RuntimeError> {
-        let len = bytes.len().min(self.lengths[state]);
+    /// From the state's byte `begin` on.
+    pub fn write(&mut self, state: usize, begin: usize, bytes: &[u8]) -> Result<(), RuntimeError> {
+        let len = bytes.len().min(self.lengths[state].saturating_sub(begin));
         self.context.enter()?;
-        unsafe { self.context.copy_in(self.address(state), bytes.as_ptr(), len) }?;
+        unsafe {
+            self.context
+                .copy_in(self.address(state) + begin as u64, bytes.as_ptr(), len)
+        }?;
         Ok(self.context.wait()?)
     }
 }

@@ -61,48 +61,62 @@ impl State {
         spec.shape.iter().map(|n| sizes::eval(n, &sizes)).collect()
     }
 
-    /// The state's numbers, widened to f32.
-    pub fn read(&self, name: &str) -> Result<Output, RuntimeError> {
-        let (at, spec) = self.find(name)?;
+    /// A whole state, widened to f32.
+    pub fn values(&self, name: &str) -> Result<Output, RuntimeError> {
         let shape = self.shape(name).ok_or_else(|| no_such(name))?;
-        let n = shape.iter().product::<i64>() as usize;
-        let data = match &self.buffers {
-            Buffers::Cpu(all) => widened(all[at].ptr(), n, spec.dtype),
-            #[cfg(feature = "cuda")]
-            Buffers::Cuda(all) => {
-                let memory = Memory::zeroed(n * sizes::width(spec.dtype) as usize)?;
-                all.read(at, &memory)?;
-                widened(memory.ptr(), n, spec.dtype)
-            }
-        };
+        let mut data = vec![0.0; shape.iter().product::<i64>() as usize];
+        self.read(name, 0, &mut data)?;
         Ok(Output { shape, data })
     }
 
-    /// Replaces a state, rounded to its type.
-    pub fn write(&mut self, name: &str, values: &[f32]) -> Result<(), RuntimeError> {
+    /// Numbers of a state from `first` on, widened to f32, as many as `out` has. In pieces, so that a large state is not held twice.
+    pub fn read(&self, name: &str, first: usize, out: &mut [f32]) -> Result<(), RuntimeError> {
+        let (at, dtype, begin) = self.place(name, first, out.len())?;
+        let values = match &self.buffers {
+            // They are there, as was checked.
+            Buffers::Cpu(all) => widened(unsafe { all[at].ptr().add(begin) }, out.len(), dtype),
+            #[cfg(feature = "cuda")]
+            Buffers::Cuda(all) => {
+                let memory = Memory::zeroed(out.len() * sizes::width(dtype) as usize)?;
+                all.read(at, begin, &memory)?;
+                widened(memory.ptr(), out.len(), dtype)
+            }
+        };
+        out.copy_from_slice(&values);
+        Ok(())
+    }
+
+    /// Replaces numbers of a state from `first` on, rounded to its type.
+    pub fn write(&mut self, name: &str, first: usize, values: &[f32]) -> Result<(), RuntimeError> {
+        let (at, dtype, begin) = self.place(name, first, values.len())?;
+        let bytes = narrowed(values, dtype);
+        match &mut self.buffers {
+            // The buffer is ours alone, of this type, and has the room, as was checked.
+            Buffers::Cpu(all) => unsafe {
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), all[at].mut_ptr().add(begin), bytes.len())
+            },
+            #[cfg(feature = "cuda")]
+            Buffers::Cuda(all) => all.write(at, begin, &bytes)?,
+        }
+        Ok(())
+    }
+
+    /// Which buffer has `count` numbers of a state from `first` on, their type, and at which byte they begin.
+    fn place(&self, name: &str, first: usize, count: usize) -> Result<(usize, DType, usize), RuntimeError> {
         let (at, spec) = self.find(name)?;
-        if sizes::elements(&spec.shape, &self.sizes()) != Some(values.len() as i64) {
+        let there = sizes::elements(&spec.shape, &self.sizes()).and_then(|n| usize::try_from(n).ok());
+        let end = first.checked_add(count);
+        if end.is_none_or(|end| there.is_none_or(|n| end > n)) {
             let reason = format!(
-                "{} f32 values do not fit {:?} {:?}",
-                values.len(),
-                spec.dtype,
-                spec.shape
+                "{count} values from {first} on do not fit {:?} {:?}",
+                spec.dtype, spec.shape
             );
             return Err(RuntimeError::Tensor {
                 name: name.to_string(),
                 reason,
             });
         }
-        let bytes = narrowed(values, spec.dtype);
-        match &mut self.buffers {
-            // The buffer is ours alone, of this type, and as long as was checked.
-            Buffers::Cpu(all) => unsafe {
-                std::ptr::copy_nonoverlapping(bytes.as_ptr(), all[at].mut_ptr(), bytes.len())
-            },
-            #[cfg(feature = "cuda")]
-            Buffers::Cuda(all) => all.write(at, &bytes)?,
-        }
-        Ok(())
+        Ok((at, spec.dtype, first * sizes::width(spec.dtype) as usize))
     }
 
     fn find(&self, name: &str) -> Result<(usize, &StateSpec), RuntimeError> {

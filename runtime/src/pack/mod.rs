@@ -279,7 +279,7 @@ fn populate(t: &TensorView, data: &[u8]) {
 }
 
 /// The file's pages of `data` may go: they are clean and their content is packed.
-fn release(t: &TensorView, data: &[u8]) {
+pub(crate) fn release(t: &TensorView, data: &[u8]) {
     let page = 4096;
     let start = (data.as_ptr() as usize - t.file.as_ptr() as usize).next_multiple_of(page);
     let end = (data.as_ptr() as usize + data.len() - t.file.as_ptr() as usize) / page * page;

@@ -2,17 +2,39 @@
 //!
 //! The meaning is `ir::plan::Sweep`'s. A way (`Emitted` with one variant) is taken if its conditions hold; the simple one always does.
 
+mod consumer;
+mod few;
+mod flash;
+mod producer;
+mod rows;
 mod simple;
 mod stages;
+mod walk;
 
 use ir::plan::{Kernel, Sweep};
 
-use super::super::{Emitted, Target};
+use super::super::{Emitted, Target, sweep_mma};
 use crate::mlir::emit::{Elem, Emit, Val};
 use crate::scalar::Body;
 
 pub fn emit(kernel: &Kernel, sweep: &Sweep, target: &Target) -> Emitted {
-    simple::emit(kernel, sweep, target)
+    let mut emitted = simple::emit(kernel, sweep, target);
+    if let Some(even) = sweep_mma::takes(kernel, sweep) {
+        let name = format!("{}_mma", kernel.name);
+        let (variant, text) = sweep_mma::variant(kernel, sweep, &even, &name, target);
+        emitted.before_all(variant, name, text, even.is_empty());
+    }
+    let name = format!("{}_few", kernel.name);
+    if let Some((variant, text)) = few::variant(kernel, sweep, &name, target) {
+        let always = variant.multiples.is_empty();
+        emitted.before_all(variant, name, text, always);
+    }
+    let name = format!("{}_flash", kernel.name);
+    if let Some((variant, text)) = flash::variant(kernel, sweep, &name, target) {
+        let always = variant.multiples.is_empty();
+        emitted.before_all(variant, name, text, always);
+    }
+    emitted
 }
 
 /// The position of the batch point's first token, i64.

@@ -13,7 +13,7 @@ use runtime::artefact::{GpuKernel, Step, Variant};
 
 use super::super::super::ptx::{self, F32, I32, Params, Signature};
 use super::super::super::{Emitted, Target, math, tiles};
-use super::stages::Team;
+use super::stages::{self, Team};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 use crate::scalar::{Body, Math, Point, memory, widen};
 
@@ -124,7 +124,6 @@ fn block(e: &mut Emit, kernel: &Kernel, sweep: &Sweep, params: Params) {
     let team = Team {
         threads: WARP,
         member: e.extend_signed(lane, Elem::I64),
-        is_there,
     };
     let vectors = team.vectors(&body);
     let mut states: Vec<State> = vec![];
@@ -164,7 +163,12 @@ fn block(e: &mut Emit, kernel: &Kernel, sweep: &Sweep, params: Params) {
         let lowest = e.f32(-1e30, F32);
         row.point.lse.push(e.select(some, lse, lowest));
     }
-    team.run(e, &body, &mut row.point, &swept);
+    let row = stages::Row {
+        point: row.point,
+        is_there,
+        swept,
+    };
+    team.run(e, &body, vec![row]);
 }
 
 /// Of all threads of the warp.

@@ -1,8 +1,8 @@
-//! A sweep's stages on a row: reductions over its columns and stores, by threads that share the row.
+//! A sweep's stages on rows: reductions over their columns and stores, by threads that share a row.
 
 use ir::plan::{Reduction, Stage};
 
-use super::super::super::ptx::{self, F32};
+use super::super::super::ptx;
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 use crate::scalar::{Body, Columns, Point};
 
@@ -12,9 +12,19 @@ pub struct Team {
     pub threads: i64,
     /// The thread's number, i64.
     pub member: Val,
+}
+
+/// A row of a team.
+pub struct Row {
+    pub point: Point,
     /// Is there such a row? All threads of the warp come here all the same.
     pub is_there: Val,
+    /// Each segment's result for each of the thread's vectors.
+    pub swept: Vec<Vec<Val>>,
 }
+
+/// Columns, and are they inside the row?
+type Vectors = Vec<(Columns, Val)>;
 
 impl Team {
     pub fn vectors(&self, body: &Body) -> i64 {
@@ -23,55 +33,8 @@ impl Team {
         (cols + chunk - 1) / chunk
     }
 
-    /// `swept` holds each segment's result for each of the thread's vectors.
-    pub fn run(&self, e: &mut Emit, body: &Body, point: &mut Point, swept: &[Vec<Val>]) {
-        let mut vectors: Vec<(Columns, Val)> = (0..self.vectors(body))
-            .map(|i| self.columns(e, body, i, swept))
-            .collect();
-        for (number, stage) in body.kernel.stages.iter().enumerate() {
-            body.hoist(e, point, stage);
-            match stage {
-                Stage::Reduce { op, value } => {
-                    let result = self.reduce(e, body, point, &mut vectors, *op, *value);
-                    point.reduced.insert(number, result);
-                }
-                Stage::Store { to, value, when } => {
-                    let per_column = to.strides[body.kernel.outer.len()].coef != 0
-                        || to.indirect.as_ref().is_some_and(|(id, _)| body.varies(*id));
-                    if per_column {
-                        for (cols, inside) in &mut vectors {
-                            let value = body.vector(e, point, cols, *value);
-                            let when = when.map(|w| body.vector(e, point, cols, w));
-                            if let Some((id, _)) = to.indirect.as_ref().filter(|(id, _)| body.varies(*id)) {
-                                body.vector(e, point, cols, *id);
-                            }
-                            let here = e.and(*inside, self.is_there);
-                            e.if_then(here, &[], |e| {
-                                body.store_vector(e, point, cols, to, value, when);
-                                vec![]
-                            });
-                        }
-                    } else {
-                        let value = body.scalar(e, point, *value);
-                        let zero = e.i64(0);
-                        let first = e.cmp(Cmp::Eq, self.member, zero);
-                        let mut here = e.and(first, self.is_there);
-                        if let Some(when) = when {
-                            let when = body.scalar(e, point, *when);
-                            here = e.and(here, when);
-                        }
-                        e.if_then(here, &[], |e| {
-                            body.store_scalar(e, point, to, value);
-                            vec![]
-                        });
-                    }
-                }
-            }
-        }
-    }
-
-    /// The thread's vector i, and is it inside the row? If not, it is the last one again.
-    fn columns(&self, e: &mut Emit, body: &Body, i: i64, swept: &[Vec<Val>]) -> (Columns, Val) {
+    /// The first column of the thread's vector i, i64, and is it inside the row? If not, it is the last one again.
+    pub fn column(&self, e: &mut Emit, body: &Body, i: i64) -> (Val, Val) {
         let lanes = body.lanes as i64;
         let cols = body.kernel.cols.as_const().expect("a sweep's columns are known");
         let (number, width) = (e.i64(i * self.threads), e.i64(lanes));
@@ -79,10 +42,78 @@ impl Team {
         let at = e.mul(at, width);
         let (end, last) = (e.i64(cols), e.i64(cols - lanes));
         let inside = e.cmp(Cmp::Lt, at, end);
-        let at = e.min(at, last);
-        let mut columns = Columns::new(at, None, None);
-        columns.swept = swept.iter().map(|s| s[i as usize]).collect();
-        (columns, inside)
+        (e.min(at, last), inside)
+    }
+
+    /// Stage by stage over all rows, so that what a stage reads of many rows is on its way together.
+    pub fn run(&self, e: &mut Emit, body: &Body, rows: Vec<Row>) {
+        let mut rows: Vec<(Row, Vectors)> = rows
+            .into_iter()
+            .map(|row| {
+                let vectors = (0..self.vectors(body))
+                    .map(|i| {
+                        let (at, inside) = self.column(e, body, i);
+                        let mut columns = Columns::new(at, None, None);
+                        columns.swept = row.swept.iter().map(|s| s[i as usize]).collect();
+                        (columns, inside)
+                    })
+                    .collect();
+                (row, vectors)
+            })
+            .collect();
+        for (number, stage) in body.kernel.stages.iter().enumerate() {
+            match stage {
+                Stage::Reduce { op, value } => {
+                    for (row, vectors) in &mut rows {
+                        body.hoist(e, &mut row.point, stage);
+                        let result = self.reduce(e, body, &mut row.point, vectors, *op, *value);
+                        row.point.reduced.insert(number, result);
+                    }
+                }
+                Stage::Store { .. } => {
+                    for (row, vectors) in &mut rows {
+                        body.hoist(e, &mut row.point, stage);
+                        self.store(e, body, row, vectors, stage);
+                    }
+                }
+            }
+        }
+    }
+
+    fn store(&self, e: &mut Emit, body: &Body, row: &mut Row, vectors: &mut Vectors, stage: &Stage) {
+        let Stage::Store { to, value, when } = stage else {
+            return;
+        };
+        let point = &mut row.point;
+        let per_column = to.strides[body.kernel.outer.len()].coef != 0
+            || to.indirect.as_ref().is_some_and(|(id, _)| body.varies(*id));
+        if per_column {
+            for (cols, inside) in vectors {
+                let value = body.vector(e, point, cols, *value);
+                let when = when.map(|w| body.vector(e, point, cols, w));
+                if let Some((id, _)) = to.indirect.as_ref().filter(|(id, _)| body.varies(*id)) {
+                    body.vector(e, point, cols, *id);
+                }
+                let here = e.and(*inside, row.is_there);
+                e.if_then(here, &[], |e| {
+                    body.store_vector(e, point, cols, to, value, when);
+                    vec![]
+                });
+            }
+            return;
+        }
+        let value = body.scalar(e, point, *value);
+        let zero = e.i64(0);
+        let first = e.cmp(Cmp::Eq, self.member, zero);
+        let mut here = e.and(first, row.is_there);
+        if let Some(when) = when {
+            let when = body.scalar(e, point, *when);
+            here = e.and(here, when);
+        }
+        e.if_then(here, &[], |e| {
+            body.store_scalar(e, point, to, value);
+            vec![]
+        });
     }
 
     fn reduce(
@@ -90,7 +121,7 @@ impl Team {
         e: &mut Emit,
         body: &Body,
         point: &mut Point,
-        vectors: &mut [(Columns, Val)],
+        vectors: &mut Vectors,
         op: Reduction,
         value: usize,
     ) -> Val {
@@ -121,7 +152,6 @@ impl Team {
             all = combine(e, all, other);
             bits /= 2;
         }
-        debug_assert_eq!(all.ty, F32);
         all
     }
 }

@@ -1,0 +1,135 @@
+//! Runs a plan's kernel as a GPU would: PTX evaluated on the CPU, every argument an allocation of its own.
+
+use compiler::gpu;
+use half::{bf16, f16};
+use ir::plan::Kernel;
+use ir::{DType, Sizes};
+use ptx::{Element, Launch, Machine, Module, Param, Swizzle, TensorMap};
+use runtime::artefact::{self, GpuKernel, MapSource, SYMBOLS, Variant};
+
+pub struct Compiled {
+    module: Module,
+    pub gpu: GpuKernel,
+    args: Vec<DType>,
+}
+
+/// For Hopper.
+pub fn compile(kernel: &Kernel) -> Compiled {
+    let compiler::Target::Gpu(target) = compiler::Target::by_name("sm_90a").expect("a target") else {
+        panic!("a GPU");
+    };
+    let (compiled, mut how) = gpu::compile_kernels(std::slice::from_ref(kernel), &target, false).expect("it compiles");
+    let text = String::from_utf8(compiled.code).expect("PTX is text");
+    Compiled {
+        module: Module::parse(&text).expect("PTX that is read"),
+        gpu: how.remove(0),
+        args: kernel.args.iter().map(|a| a.dtype).collect(),
+    }
+}
+
+impl Compiled {
+    /// Launches a variant; `multiprocessors`: blocks that walk tiles are so many at most. The arguments are as the kernel leaves them.
+    pub fn run(&self, variant: &Variant, args: &[Vec<f64>], sizes: &Sizes, multiprocessors: u64) -> Vec<Vec<f64>> {
+        let mut machine = Machine::new();
+        let mut alloc = |bytes: Vec<u8>| {
+            let at = machine.alloc(bytes.len() as u64);
+            machine.write(at, &bytes).expect("it is there");
+            at
+        };
+        let pairs: Vec<(&Vec<f64>, DType)> = args.iter().zip(self.args.iter().copied()).collect();
+        let buffers: Vec<u64> = pairs.iter().map(|(x, t)| alloc(bytes(x, *t))).collect();
+        // What an earlier kernel left there is noise.
+        let spaces: Vec<u64> = (variant.workspaces.iter())
+            .map(|s| alloc(vec![0xff; size(s, sizes) as usize]))
+            .collect();
+        let counters = (variant.counters > 0).then(|| alloc(vec![0; 4 * variant.counters as usize]));
+        for step in &variant.steps {
+            let pointers = buffers.iter().chain(&spaces).chain(&counters);
+            let mut params: Vec<Param> = pointers.map(|p| Param::Pointer(*p)).collect();
+            params.extend(SYMBOLS.map(|s| Param::I32(sizes.get(s).copied().unwrap_or(1) as i32)));
+            params.extend(step.maps.iter().map(|m| Param::TensorMap(tensor_map(m, sizes, &buffers, &spaces))));
+            let grids = std::iter::once(&step.tiles).chain(&step.more_tiles);
+            let mut blocks: u64 = grids
+                .map(|g| g.iter().map(|(s, n)| size(s, sizes).div_ceil(*n as u64)).product::<u64>())
+                .sum();
+            if step.per_multiprocessor > 0 {
+                blocks = blocks.min(u64::from(step.per_multiprocessor) * multiprocessors);
+            }
+            let cluster = step.cluster.max(1);
+            let blocks = blocks.next_multiple_of(cluster.into()) as u32;
+            let launch = Launch::new([blocks, 1, 1], step.threads).shared(step.shared).cluster(cluster);
+            if let Err(fault) = machine.launch(&self.module, &step.function, launch, &params) {
+                panic!("{fault}");
+            }
+        }
+        if let Some(at) = counters {
+            let left = machine.read(at, 4 * u64::from(variant.counters)).expect("it is there");
+            assert!(left.iter().all(|b| *b == 0), "counters are left at zero");
+        }
+        (buffers.iter().zip(&pairs))
+            .map(|(at, (x, t))| values(&machine.read(*at, (x.len() * width(*t)) as u64).expect("it is there"), *t))
+            .collect()
+    }
+}
+
+fn size(s: &artefact::Size, sizes: &Sizes) -> u64 {
+    (s.coef * s.syms.iter().map(|s| sizes.get(s).copied().unwrap_or(1)).product::<i64>()) as u64
+}
+
+fn tensor_map(m: &artefact::TensorMap, sizes: &Sizes, buffers: &[u64], spaces: &[u64]) -> TensorMap {
+    let element = match m.dtype {
+        artefact::DType::F32 => Element::F32,
+        artefact::DType::BF16 => Element::BF16,
+        artefact::DType::F16 => Element::F16,
+        artefact::DType::I32 => Element::S32,
+        artefact::DType::I1 => Element::U8,
+    };
+    let width = element.bytes() as u64;
+    let base = match m.source {
+        MapSource::Buffer(n) => buffers[n as usize],
+        MapSource::Workspace(n) => spaces[n as usize],
+    };
+    TensorMap {
+        address: base + size(&m.offset, sizes) * width,
+        element,
+        dims: m.dims.iter().map(|s| size(s, sizes)).collect(),
+        strides: m.strides.iter().map(|s| size(s, sizes) * width).collect(),
+        box_dims: m.r#box.clone(),
+        swizzle: match m.swizzle {
+            32 => Swizzle::B32,
+            64 => Swizzle::B64,
+            128 => Swizzle::B128,
+            _ => Swizzle::None,
+        },
+    }
+}
+
+fn width(dtype: DType) -> usize {
+    match dtype {
+        DType::F32 | DType::I32 => 4,
+        DType::BF16 | DType::F16 => 2,
+        DType::I1 => 1,
+    }
+}
+
+fn bytes(x: &[f64], dtype: DType) -> Vec<u8> {
+    match dtype {
+        DType::F32 => x.iter().flat_map(|x| (*x as f32).to_le_bytes()).collect(),
+        DType::BF16 => x.iter().flat_map(|x| bf16::from_f64(*x).to_le_bytes()).collect(),
+        DType::F16 => x.iter().flat_map(|x| f16::from_f64(*x).to_le_bytes()).collect(),
+        DType::I32 => x.iter().flat_map(|x| (*x as i32).to_le_bytes()).collect(),
+        DType::I1 => x.iter().map(|x| *x as u8).collect(),
+    }
+}
+
+fn values(bytes: &[u8], dtype: DType) -> Vec<f64> {
+    let word = |b: &[u8]| u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+    let half = |b: &[u8]| u16::from_le_bytes([b[0], b[1]]);
+    match dtype {
+        DType::F32 => bytes.chunks(4).map(|b| f32::from_bits(word(b)).into()).collect(),
+        DType::I32 => bytes.chunks(4).map(|b| (word(b) as i32).into()).collect(),
+        DType::BF16 => bytes.chunks(2).map(|b| bf16::from_bits(half(b)).to_f64()).collect(),
+        DType::F16 => bytes.chunks(2).map(|b| f16::from_bits(half(b)).to_f64()).collect(),
+        DType::I1 => bytes.iter().map(|b| f64::from(*b)).collect(),
+    }
+}
