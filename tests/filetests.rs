@@ -45,7 +45,7 @@ fn run(path: &Path) -> String {
         "mlir" => {
             let target = Target::ALL.iter().find(|t| t.name == "x86-64-v4+bf16").unwrap();
             for kernel in &passes::schedule(&module, argument, &FUSED).unwrap().kernels {
-                out += &emit(kernel, &target);
+                out += &emit(kernel, target);
             }
         }
         other => panic!("{}: the first line says `{other}`", path.display()),

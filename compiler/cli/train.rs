@@ -12,6 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use model::config::Mode;
 use model::graph::training::Group;
 use model::train::{Recipe, Trainer, checkpoint};
+use runtime::Device;
 use serde::{Deserialize, Serialize};
 
 use crate::options::{self, Common};
@@ -228,12 +229,17 @@ impl Args {
             eprintln!("{:9.3} s  {count:6} x  {kernel}", time.as_secs_f64());
         }
         let planned = engine.planned(&[]).map(|n| n + trainer.state.bytes());
-        self.report(&run, &trainer, finished, planned)
+        let peak = match self.common.device {
+            Device::Cpu => peak_resident(),
+            // Nothing of a GPU's is given back before the end.
+            Device::Cuda(_) => Some(engine.usage().weights + engine.usage().arena + trainer.state.bytes()),
+        };
+        self.report(&run, &trainer, finished, [planned, peak])
     }
 
-    /// `planned`: bytes of weights, states and working memory.
-    fn report(&self, run: &Run, trainer: &Trainer, finished: bool, planned: Option<usize>) -> anyhow::Result<()> {
-        let peak = peak_resident();
+    /// `memory`: bytes of weights, states and working memory as they were planned, and the most that was held.
+    fn report(&self, run: &Run, trainer: &Trainer, finished: bool, memory: [Option<usize>; 2]) -> anyhow::Result<()> {
+        let [planned, peak] = memory;
         let last = |of: &dyn Fn(&Line) -> Option<f64>| run.lines.iter().rev().find_map(of);
         let (loss, validation) = (last(&|l| l.loss), last(&|l| l.validation));
         let first = run.lines.iter().find_map(|l| l.validation);

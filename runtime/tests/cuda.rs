@@ -58,6 +58,7 @@ fn artefact() -> Artefact {
         name: name.into(),
         variants: vec![Variant {
             at_most: None,
+            multiples: vec![],
             workspaces,
             counters,
             steps: vec![Step {
@@ -188,7 +189,7 @@ fn calls() {
             assert_eq!(found["y"].data, x, "round {round}, {b} x {t}");
             let wanted: Vec<f32> = (0..b * t).map(|i| value(i) * (i % 7) as f32).collect();
             assert_eq!(found["z"].data, wanted);
-            assert_eq!(state.read("s").unwrap().data[..b * t], x);
+            assert_eq!(state.values("s").unwrap().data[..b * t], x);
             assert_eq!(state.shape("s"), Some(vec![2, 30]));
         }
     }
@@ -204,9 +205,14 @@ fn calls() {
     let z = &found.unwrap()["z"].data;
     assert!((0..3500).all(|i| z[i] == value(i) * (i % 7) as f32 && z[3500 + i] == value(3500 + i)));
     // Zero at first, and what is written is there.
-    assert!(engine.new_state(1, 5).unwrap().read("s").unwrap().data == [0.0; 5]);
-    state.write("s", &vec![2.5; 7000]).unwrap();
-    assert_eq!(state.read("s").unwrap().data, vec![2.5; 7000]);
+    assert!(engine.new_state(1, 5).unwrap().values("s").unwrap().data == [0.0; 5]);
+    state.write("s", 0, &vec![2.5; 7000]).unwrap();
+    assert_eq!(state.values("s").unwrap().data, vec![2.5; 7000]);
+    let mut piece = [0.0; 3];
+    state.write("s", 100, &[1.0, 2.0]).unwrap();
+    state.read("s", 99, &mut piece).unwrap();
+    assert_eq!(piece, [2.5, 1.0, 2.0]);
+    assert!(state.read("s", 6998, &mut piece).is_err());
     // Like recipes share their memory on a GPU.
     assert!(engine.usage().weights < 2 * 4 * 7000);
     // Time by kernel, and every run of one.

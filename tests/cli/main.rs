@@ -1,5 +1,6 @@
 //! The command line as a user meets it: what works prints what it should, what is wrong is told in one line, exit 1 or 2.
 
+mod check;
 mod edges;
 mod gradients;
 mod train;

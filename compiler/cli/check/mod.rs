@@ -60,8 +60,12 @@ impl Args {
         }
         match self.worker[..] {
             [from, failed] => self.work(from as usize, failed),
-            // A device that is not there is told once, not by a worker.
-            _ => self.common.target().and_then(|_| supervisor::run(&self)),
+            _ => {
+                // What is wrong with the command line or the device is told here, once.
+                self.common.target()?;
+                self.subjects()?;
+                supervisor::run(&self)
+            }
         }
     }
 

@@ -122,10 +122,6 @@ fn ids(shape: &[i64], low: i64, end: i64, rng: &mut Rng) -> Tensor {
     Tensor::from_fn(&shape, DType::I32, |_| (low + rng.below(end - low)) as f64)
 }
 
-fn all(n: i64, value: i64) -> Tensor {
-    Tensor::new(&[n as usize], DType::I32, vec![value as f64; n as usize])
-}
-
 fn call<const N: usize>(entry: &str, sizes: Sizes, inputs: [(&str, Tensor); N]) -> Call {
     Call {
         entry: entry.to_string(),

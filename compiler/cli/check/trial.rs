@@ -49,7 +49,10 @@ impl<'a> Tester<'a> {
         Ok(Tester {
             common,
             target: common.target()?,
-            machine: "nothing ran".to_string(),
+            machine: match common.device {
+                Device::Cpu => format!("{} threads", common.threads()),
+                Device::Cuda(number) => runtime::engine::device::gpu(number)?.name,
+            },
             last: None,
         })
     }
@@ -81,7 +84,6 @@ impl<'a> Tester<'a> {
                 }
             }
         }
-        self.machine = engines.careful.machine();
         self.last = Some(engines.careful);
         outcome
     }

@@ -13,6 +13,7 @@ mod launches;
 mod memory;
 mod module;
 mod upload;
+mod work;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,21 +23,19 @@ use std::time::Duration;
 pub use self::driver::gpus;
 use self::driver::{Context, Held};
 use self::geometry::{Addresses, Parameters};
-use self::graphs::{Graphs, Key};
+use self::graphs::Key;
 use self::launches::Ready;
 pub use self::memory::States;
 use self::memory::{ALIGN, DeviceMemory, Pinned};
-use self::module::{Event, Function, Graph, Module};
+use self::module::{Event, Function, Module};
 use self::upload::Weights;
+use self::work::{Layout, Work};
 use crate::artefact::{Buffer, Code, Entry, GpuKernel, Header, SYMBOLS, Sizes};
 use crate::engine::profile::Recorder;
 use crate::engine::{Call, Options, sizes, widened};
 use crate::error::RuntimeError;
 use crate::memory::Memory;
 use crate::weights::Checkpoint;
-
-/// Outputs of at most so many bytes come back through pinned memory; larger ones directly, which is slower but pins nothing.
-const PINNED: usize = 16 << 20;
 
 pub struct Cuda {
     // Fields drop in order: what was recorded and the memory it uses before the code.
@@ -58,40 +57,6 @@ struct Launch {
     kernel: usize,
     /// Of the entry.
     buffers: Vec<u32>,
-}
-
-/// Memory that calls reuse, and what was recorded on it.
-#[derive(Default)]
-struct Work {
-    graphs: Graphs<(Graph, Arc<Layout>)>,
-    arena: Option<DeviceMemory>,
-    workspace: Option<DeviceMemory>,
-    /// Zero between launches.
-    counters: Option<DeviceMemory>,
-    inputs: Option<DeviceMemory>,
-    outputs: Option<DeviceMemory>,
-    staging: Option<Pinned>,
-    events: Vec<Event>,
-}
-
-/// Bytes that a call works on, and where its parts begin.
-struct Layout {
-    slots: Vec<usize>,
-    arena: usize,
-    /// Of each launch, its workspaces: launches run one after the other, and share them.
-    workspaces: Vec<Vec<usize>>,
-    workspace: usize,
-    counters: usize,
-    inputs: Vec<usize>,
-    input: usize,
-    outputs: Vec<usize>,
-    output: usize,
-}
-
-impl Layout {
-    fn bytes(&self) -> usize {
-        self.arena + self.workspace + self.counters + self.input + self.output
-    }
 }
 
 impl Cuda {
@@ -344,48 +309,6 @@ impl Cuda {
         }
         Ok(results)
     }
-}
-
-impl Work {
-    /// Room for a call. What moves makes all that was recorded useless.
-    fn reserve(&mut self, context: &Arc<Context>, layout: &Layout) -> Result<(), RuntimeError> {
-        let mut moved = false;
-        let parts = [
-            (&mut self.arena, layout.arena),
-            (&mut self.workspace, layout.workspace),
-            (&mut self.inputs, layout.input),
-            (&mut self.outputs, layout.output),
-        ];
-        for (memory, len) in parts {
-            moved |= grow(memory, context, len)?;
-        }
-        if grow(&mut self.counters, context, layout.counters)?
-            && let Some(counters) = &self.counters
-        {
-            context.zero(counters.address(), counters.len())?;
-            moved = true;
-        }
-        if moved {
-            self.graphs.forget();
-        }
-        let staging = layout.input.max(layout.output.min(PINNED));
-        if self.staging.as_ref().is_none_or(|s| s.len() < staging) {
-            self.staging = None;
-            self.staging = Some(Pinned::new(context, staging)?);
-        }
-        Ok(())
-    }
-}
-
-/// Whether it moved. Nothing uses the old memory: every call has waited for its end.
-fn grow(memory: &mut Option<DeviceMemory>, context: &Arc<Context>, len: usize) -> Result<bool, RuntimeError> {
-    if len == 0 || memory.as_ref().is_some_and(|m| m.len() >= len) {
-        return Ok(false);
-    }
-    // The old one goes first: never both.
-    *memory = None;
-    *memory = Some(DeviceMemory::new(context, len, Held::Work)?);
-    Ok(true)
 }
 
 /// An entry's launches in their order, those that run as one together.
