@@ -124,7 +124,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             }
         }
     }
-    let mut works = |k: &Kernel| gpu::emit(k, &target).inspect_err(|e| eprintln!("{e}")).is_ok();
+    let works = |k: &Kernel| gpu::emit(k, &target).inspect_err(|e| eprintln!("{e}")).is_ok();
     kernels.retain(|k| works(k));
     let (compiled, how) = gpu::compile_kernels(&kernels, &target, false)?;
     std::fs::create_dir_all(&out)?;
