@@ -1,11 +1,11 @@
-//! Weights by few rows, as in decoding: bound by reading each weight once.
+//! f32 weights by few rows, as in decoding: bound by reading each weight once (bf16: `few_rows_mma`).
 //!
 //!     warp = some columns                              lanes along k, 16 bytes a lane and step
 //!       all of the columns' weights to registers       before the wait for earlier kernels: weights depend on none
 //!       for step of k: the rows' elements, products    sums of all lanes by shuffles
 //!       lane = (row, column): the kernel's stages
 //!
-//! One function for up to 1, 2, 4 and 8 rows each. Sums have one order. No tensor cores: there is nothing to gain.
+//! One function for up to 1, 2, 4 and 8 rows each. Sums have one order. No tensor cores: they round to tf32.
 
 use ir::plan::{Contraction, Expr, Kernel, Rhs, Stage};
 use ir::{DType, Size};
@@ -13,7 +13,7 @@ use runtime::artefact::{Step, Variant};
 
 use super::epilogue::clamped;
 use super::ptx::{self, F32, I32, Params, Signature};
-use super::{Target, math, tiles};
+use super::{Target, tiles};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 use crate::pipeline;
 use crate::scalar::{Body, Columns, Math, memory, widen};
@@ -25,18 +25,20 @@ pub const ROWS: [i64; 4] = [1, 2, 4, 8];
 /// Loads of 16 bytes that a lane has under way.
 const IN_FLIGHT: i64 = 16;
 
-/// A kernel whose rows are known is no decoding, and its weights may have been made a moment ago.
 pub fn takes(kernel: &Kernel, c: &Contraction) -> bool {
-    let Rhs::Packed { arg } = c.b else { return false };
-    let Some(k) = c.k.as_const() else { return false };
+    weights_of(kernel, c) == Some(DType::F32)
+}
+
+/// The weights' type, if a kernel is for few rows: one whose rows are known is no decoding, and its weights may have been made a moment ago.
+pub fn weights_of(kernel: &Kernel, c: &Contraction) -> Option<DType> {
+    let Rhs::Packed { arg } = c.b else { return None };
     let rows = Size::product(&kernel.outer[c.batch..]);
-    let weight = kernel.args[arg].dtype;
     let strides = &c.a.strides[..c.a.strides.len() - 1];
     let even = strides.iter().chain([&c.a.offset]).all(|s| s.coef % 8 == 0);
-    let types =
-        matches!(weight, DType::BF16 | DType::F32) && matches!(kernel.args[c.a.arg].dtype, DType::BF16 | DType::F32);
+    let left = matches!(kernel.args[c.a.arg].dtype, DType::BF16 | DType::F32);
     let plain = c.batch == 0 && c.a.indirect.is_none() && !c.packed_a && !kernel.reduces();
-    rows.as_const().is_none() && types && even && plain && k % 8 == 0
+    let takes = rows.as_const().is_none() && left && even && plain && c.k.as_const()? % 8 == 0;
+    takes.then(|| kernel.args[arg].dtype)
 }
 
 /// Columns of a warp: with many columns more, so that the rows' elements are read less often.
@@ -146,7 +148,7 @@ impl Few<'_, '_> {
 
     /// Elements of a lane's 16 bytes of a weight.
     fn chunk(&self) -> i64 {
-        16 / self.dtype(self.weights()[0]).bytes()
+        4
     }
 
     /// First k of the lane's part of a step, and whether it is there.
@@ -239,14 +241,7 @@ impl Few<'_, '_> {
         let at = e.add(row, k);
         let ptr = e.at(self.body.args[arg], at, memory(dtype));
         let words = ptx::load_once(e, ptr);
-        let mut out = vec![];
-        for w in words {
-            match dtype {
-                DType::BF16 => out.extend(halves(e, w)),
-                _ => out.push(e.bitcast(w, F32)),
-            }
-        }
-        out
+        words.into_iter().map(|w| e.bitcast(w, F32)).collect()
     }
 
     fn row_base(&self, e: &mut Emit, row: i64) -> Val {
@@ -259,16 +254,15 @@ impl Few<'_, '_> {
         self.body.base(e, &mut point, &self.c.a)
     }
 
-    /// The row's elements that meet a lane's weights: in f32, rounded as the weight is; nothing behind the last k.
+    /// The row's elements that meet a lane's weights: in f32; nothing behind the last k.
     fn left(&self, e: &mut Emit, base: Val, k: Val, is_there: Option<Val>, squares: Option<&mut Val>) -> Vec<Val> {
         let dtype = self.dtype(self.c.a.arg);
-        let rounds = dtype == DType::F32 && self.dtype(self.weights()[0]) == DType::BF16;
         let n = self.chunk() as usize;
         let at = e.add(base, k);
         let ptr = e.at(self.body.args[self.c.a.arg], at, memory(dtype));
         let bytes = (n * dtype.bytes() as usize).min(16);
         let raw = e.load_aligned(ptr, Ty::vector(memory(dtype), n), bytes);
-        let mut x = widen(e, raw, dtype);
+        let x = widen(e, raw, dtype);
         let nothing = e.f32(0.0, F32);
         let each = |e: &mut Emit, x: Val| -> Vec<Val> {
             (0..n)
@@ -282,10 +276,6 @@ impl Few<'_, '_> {
             for x in each(e, x) {
                 *squares = e.fma(x, x, *squares);
             }
-        }
-        if rounds {
-            let bits = math::bf16_bits(e, x);
-            x = widen(e, bits, DType::BF16);
         }
         each(e, x)
     }
@@ -342,12 +332,4 @@ impl Few<'_, '_> {
             });
         }
     }
-}
-
-/// Two bf16 of one register, the low one first.
-fn halves(e: &mut Emit, both: Val) -> [Val; 2] {
-    let low = e.shl(both, 16);
-    let mask = e.int(-65536, I32);
-    let high = e.and(both, mask);
-    [low, high].map(|x| e.bitcast(x, F32))
 }

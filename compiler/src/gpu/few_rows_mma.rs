@@ -1,8 +1,8 @@
-//! bf16 weights by several rows, as in decoding a batch: bound by reading each weight once, where plain products would be bound by arithmetic.
+//! bf16 weights by few rows, as in decoding: bound by reading each weight once, where plain products would be bound by arithmetic.
 //!
-//!     block = 8 or 32 columns                          k steps of 32 dealt to eight warps
-//!       the warp's weights to registers                before the wait for earlier kernels: weights depend on none
-//!       for step: the rows' elements, `mma.sync`       rows by 8 columns; rows are the left side, so that 8 or 16 cost the same
+//!     block = 8 or 32 columns                           k steps of 32 dealt to eight warps
+//!       the warp's weights to registers, or begun       before the wait for earlier kernels: weights depend on none
+//!       for step: the rows' elements, `mma.sync`        rows by 8 columns; rows are the left side, so that 8 or 16 cost the same
 //!       the warps' sums through shared memory, then the kernel's stages
 //!
 //! A lane's 16 bytes are eight neighbours of k, and the same eight of both sides: which slots of the sum they take does not matter, so that
@@ -26,11 +26,13 @@ const THREADS: i64 = 32 * WARPS;
 pub const ROWS: [i64; 2] = [8, 16];
 /// k of a step: four lanes' 16 bytes.
 const DEPTH: i64 = 32;
-/// Loads of 16 bytes that a lane has under way.
-const IN_FLIGHT: i64 = 16;
+/// Loads of 16 bytes that a lane has under way; what is beyond is brought to the second cache meanwhile. Few registers are many blocks, and
+/// room for the next function's (measured: docs/notes/2026-11-26-cuda.md).
+const IN_FLIGHT: i64 = 8;
 
 pub fn takes(kernel: &Kernel, c: &Contraction) -> bool {
-    few_rows::takes(kernel, c) && weights(c).iter().all(|w| kernel.args[*w].dtype == DType::BF16)
+    few_rows::weights_of(kernel, c) == Some(DType::BF16)
+        && weights(c).iter().all(|w| kernel.args[*w].dtype == DType::BF16)
 }
 
 fn weights(c: &Contraction) -> Vec<usize> {
@@ -77,14 +79,7 @@ pub fn variant(kernel: &Kernel, c: &Contraction, rows: i64, name: &str, target: 
     (variant, text)
 }
 
-fn block(
-    e: &mut Emit,
-    kernel: &Kernel,
-    c: &Contraction,
-    [rows, columns]: [i64; 2],
-    target: &Target,
-    params: Params,
-) {
+fn block(e: &mut Emit, kernel: &Kernel, c: &Contraction, [rows, columns]: [i64; 2], target: &Target, params: Params) {
     let body = Body::over(kernel, 1, params.buffers, params.symbols, Math::Gpu);
     let (block, thread) = (ptx::block(e), ptx::thread(e));
     let width = e.int(columns, I32);
@@ -224,6 +219,14 @@ impl Warp<'_, '_> {
                 })
                 .collect();
             if begin == 0 {
+                for i in group..steps {
+                    let (k, _) = self.place(e, i);
+                    for (arg, row) in &at {
+                        let from = e.add(*row, k);
+                        let from = e.at(self.tile.body.args[*arg], from, Elem::I16);
+                        ptx::prefetch(e, from);
+                    }
+                }
                 if self.waits {
                     ptx::wait_for_earlier(e);
                     ptx::let_next_begin(e);
@@ -281,7 +284,11 @@ impl Warp<'_, '_> {
                 *squares = e.fma(x, x, *squares);
             }
         }
-        let bits = if dtype == DType::BF16 { raw } else { math::bf16_bits(e, raw) };
+        let bits = if dtype == DType::BF16 {
+            raw
+        } else {
+            math::bf16_bits(e, raw)
+        };
         let pairs = e.bitcast(bits, Ty::vector(Elem::I32, 4));
         let none = e.int(0, I32);
         (0..4)

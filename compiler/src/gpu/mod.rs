@@ -140,14 +140,15 @@ pub fn emit(kernel: &Kernel, target: &Target) -> Result<Emitted, CodeError> {
             }
         }
         if few_rows::takes(kernel, c) {
-            let by_mma = few_rows_mma::takes(kernel, c);
-            for rows in few_rows_mma::ROWS.into_iter().rev().filter(|_| by_mma) {
-                let name = format!("{}_r{rows}", kernel.name);
-                let (variant, text) = few_rows_mma::variant(kernel, c, rows, &name, target);
-                emitted.before_all(variant, name, text, false);
+            if few_rows_mma::takes(kernel, c) {
+                for rows in few_rows_mma::ROWS.into_iter().rev() {
+                    let name = format!("{}_r{rows}", kernel.name);
+                    let (variant, text) = few_rows_mma::variant(kernel, c, rows, &name, target);
+                    emitted.before_all(variant, name, text, false);
+                }
+                return Ok(emitted);
             }
-            // Without tensor cores more rows are bound by arithmetic, and still faster than tiles.
-            for rows in few_rows::ROWS.into_iter().rev().filter(|n| !by_mma || *n <= 2) {
+            for rows in few_rows::ROWS.into_iter().rev() {
                 let name = format!("{}_r{rows}", kernel.name);
                 let (variant, text) = few_rows::variant(kernel, c, rows, &name, target);
                 emitted.before_all(variant, name, text, false);

@@ -214,6 +214,11 @@ pub fn load_once(e: &mut Emit, from: Val) -> Vec<Val> {
     asm(e, text, "=r,=r,=r,=r,l", &[from], &[I32; 4])
 }
 
+/// The line of global memory at the address is brought to the second cache.
+pub fn prefetch(e: &mut Emit, at: Val) {
+    asm(e, "prefetch.global.L2 [$0];", "l", &[at], &[]);
+}
+
 // mbarriers, the copy engine and `wgmma` (sm_90a). Addresses in shared memory are i32.
 
 pub fn barrier_init(e: &mut Emit, at: Val, arrivals: i64) {
