@@ -82,9 +82,9 @@ impl Source {
     }
 
     /// The ways that the program's kernels have on a GPU.
-    pub fn spaces(&self, request: &Request) -> anyhow::Result<Spaces> {
+    pub fn spaces(&self, request: &Request, wanted: &dyn Fn(&str) -> bool) -> anyhow::Result<Spaces> {
         let module = model::graph::build(&self.config, &self.graph_options(request))?;
-        Ok(spaces::spaces(module, &pipeline_options(request))?)
+        Ok(spaces::spaces(module, &pipeline_options(request), wanted)?)
     }
 
     pub fn graph_options(&self, request: &Request) -> model::graph::Options {
@@ -178,6 +178,13 @@ impl Session {
             (artefact, source)
         } else {
             let artefact = Artefact::open(path)?;
+            if let Some(file) = &common.tuning {
+                bail!(
+                    "--tuning {}: {} is compiled already; give it to `loopc compile`",
+                    file.display(),
+                    path.display()
+                );
+            }
             if common
                 .dtype
                 .is_some_and(|t| artefact.header.model["dtype"] != t.dtype().name())

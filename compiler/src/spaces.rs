@@ -28,8 +28,8 @@ pub struct Operand {
     pub weight: bool,
 }
 
-/// Of the first target, which is a GPU.
-pub fn spaces(module: Module, options: &Options) -> Result<Spaces, CompileError> {
+/// Of the first target, which is a GPU; of kernels whose key is `wanted`.
+pub fn spaces(module: Module, options: &Options, wanted: &dyn Fn(&str) -> bool) -> Result<Spaces, CompileError> {
     let plans = plans(module, options)?;
     let (kernels, names) = share_kernels(&plans);
     let Some(Target::Gpu(target)) = options.targets.first() else {
@@ -37,7 +37,7 @@ pub fn spaces(module: Module, options: &Options) -> Result<Spaces, CompileError>
         let reason = "it has no kernels with several ways".to_string();
         return Err(CompileError::Code { target, reason });
     };
-    let (spaces, code) = gpu::spaces(&kernels, target, &options.tuning).map_err(|e| CompileError::Code {
+    let (spaces, code) = gpu::spaces(&kernels, target, &options.tuning, wanted).map_err(|e| CompileError::Code {
         target: target.name.to_string(),
         reason: e.to_string(),
     })?;

@@ -109,6 +109,10 @@ fn a_table_that_is_named_decides_which_ways_are_compiled() {
     let named = table.display().to_string();
     assert_eq!(compile("named", &["--tuning", &named]), [0, 0, n256]);
 
+    let run = [
+        "logits", &file, "--tokens", "1", "-o", &file, "--device", "cuda", "--tuning", &named,
+    ];
+    s.refused(&run, "is compiled already");
     let wrong = ["compile", &model, "-o", &file, "--target", "sm_80", "--tuning", &named];
     s.refused(&wrong, "it is for sm_90a, and this is compiled for sm_80");
     s.refused(

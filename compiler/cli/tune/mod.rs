@@ -2,6 +2,7 @@
 
 mod choose;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
@@ -82,7 +83,19 @@ impl Args {
             .clone()
             .unwrap_or_else(|| tuning::remembered(&name, target.name()));
         let mut table = self.table(&path, &name, target.name())?;
-        let spaces = source.spaces(&request)?;
+        let names = RefCell::new(BTreeSet::new());
+        let wanted = |name: &str| {
+            names.borrow_mut().insert(name.to_string());
+            self.only.as_ref().is_none_or(|text| name.contains(text.as_str()))
+        };
+        let spaces = source.spaces(&request, &wanted)?;
+        if spaces.all.is_empty() {
+            let names = Vec::from_iter(names.into_inner());
+            bail!(
+                "there is no kernel with several ways to measure; names are: {}; choose with --only",
+                names.join("; ")
+            );
+        }
         let kernels: Vec<_> = spaces.all.iter().map(|s| s.ways.kernel.clone()).collect();
         let trials = Trials::open(number, &spaces.code, &kernels)?;
         if !self.common.json {
@@ -157,11 +170,8 @@ impl Args {
 
     fn measure(&self, trials: &Trials, spaces: &Spaces) -> anyhow::Result<Vec<Row>> {
         let mut rows = vec![];
-        for space in distinct(&spaces.all) {
+        for space in &spaces.all {
             let key = &space.ways.key;
-            if self.only.as_ref().is_some_and(|text| !key.contains(text.as_str())) {
-                continue;
-            }
             for (n, values) in self.sizes(space) {
                 let row = self
                     .row(trials, space, n, &values)
@@ -173,9 +183,7 @@ impl Args {
             }
         }
         if rows.is_empty() {
-            bail!(
-                "none of the model's kernels has several ways at these sizes; choose others with --tokens, --batch or --only"
-            );
+            bail!("no kernel has rows of these sizes; choose others with --tokens or --batch");
         }
         Ok(rows)
     }
@@ -252,15 +260,4 @@ impl Args {
 /// Does the kernel have rows for each token?
 fn by_token(space: &Space) -> bool {
     space.ways.rows.syms.iter().any(|s| s == "T")
-}
-
-/// One of the kernels that have a name in common: one that any number of rows can be given, if there is one.
-fn distinct(all: &[Space]) -> Vec<&Space> {
-    let mut seen = BTreeSet::new();
-    let (by_token, others): (Vec<&Space>, Vec<&Space>) = all.iter().partition(|s| by_token(s));
-    by_token
-        .into_iter()
-        .chain(others)
-        .filter(|s| seen.insert(s.ways.key.as_str()))
-        .collect()
 }

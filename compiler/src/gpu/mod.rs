@@ -115,15 +115,29 @@ pub fn compile_kernels(
     Ok((module.compiled, module.kernels))
 }
 
-/// Every way of every kernel that has several, and PTX with all of them.
-pub fn spaces(kernels: &[Kernel], target: &Target, tuning: &Tuning) -> Result<(Vec<Space>, Vec<u8>), CodeError> {
+/// Every way of the kernels that have several, and PTX with all of them; of kernels with one key one, and only of keys that are wanted.
+pub fn spaces(
+    kernels: &[Kernel],
+    target: &Target,
+    tuning: &Tuning,
+    wanted: &dyn Fn(&str) -> bool,
+) -> Result<(Vec<Space>, Vec<u8>), CodeError> {
     let tables = tuning.of(target.name);
-    let (mut spaces, mut functions) = (vec![], vec![]);
-    for kernel in kernels {
+    let (mut spaces, mut functions): (Vec<Space>, Vec<_>) = (vec![], vec![]);
+    // Those with a row for each token first: they can be given any number of rows.
+    let (by_token, others): (Vec<&Kernel>, Vec<&Kernel>) = kernels
+        .iter()
+        .partition(|k| k.outer.iter().any(|n| n.syms.iter().any(|s| s == "T")));
+    for kernel in by_token.into_iter().chain(others) {
         let named = with_ptx_name(kernel);
         let Some(c) = &named.contraction else { continue };
-        let Some(key) = tuning::key(&named, c) else { continue };
-        if let Some((mut space, texts)) = tuning::space(ways(&named, c, target), key, &named, &tables) {
+        let Some(key) = tuning::key(&named, c).filter(|key| wanted(key)) else {
+            continue;
+        };
+        if spaces.iter().any(|s| s.key == key) {
+            continue;
+        }
+        if let Some((mut space, texts)) = tuning::space(ways(&named, c, target, &|_| true), key, &named, &tables) {
             space.kernel.name = kernel.name.clone();
             spaces.push(space);
             functions.extend(texts);
@@ -145,8 +159,9 @@ fn tuned(
 ) -> Result<Emitted, CodeError> {
     let kernel = &with_ptx_name(kernel);
     if let Some(c) = &kernel.contraction {
-        let ways = ways(kernel, c, target);
         let key = tuning::key(kernel, c);
+        let named = tuning::named(tables, key.as_deref());
+        let ways = ways(kernel, c, target, &|name| named.contains(name));
         let chosen = tuning::arranged(&ways, key.as_deref(), kernel, tables, unknown);
         let used: BTreeSet<usize> = chosen.iter().map(|(way, _)| *way).collect();
         let of_used = ways.into_iter().enumerate().filter(|(i, _)| used.contains(i));
@@ -167,8 +182,9 @@ fn tuned(
     Ok(map::emit(kernel, target))
 }
 
-/// All ways of a contraction; where no table says another, the first one that fits runs. The last one always does.
-fn ways(kernel: &Kernel, c: &Contraction, target: &Target) -> Vec<Way> {
+/// The ways of a contraction; where no table says another, the first one that fits runs. The last one always does. Of many tiles only the
+/// first and what is `wanted`: a text costs time.
+fn ways(kernel: &Kernel, c: &Contraction, target: &Target, wanted: &dyn Fn(&str) -> bool) -> Vec<Way> {
     let function = |ending: &str| format!("{}_{ending}", kernel.name);
     let mut ways = vec![];
     if few_rows::takes(kernel, c) {
@@ -179,7 +195,8 @@ fn ways(kernel: &Kernel, c: &Contraction, target: &Target) -> Vec<Way> {
         }
     }
     if target.hopper && matmul::takes(kernel, c) {
-        for (name, shape) in matmul::SHAPES {
+        let of_use = |(i, (name, _)): &(usize, &(&str, matmul::Shape))| *i == 0 || wanted(name);
+        for (_, (name, shape)) in matmul::SHAPES.iter().enumerate().filter(of_use) {
             let (variant, functions) = matmul::variant(kernel, c, *shape, &function(name));
             ways.push(Way {
                 name: name.to_string(),

@@ -34,6 +34,8 @@ const PIECES: (usize, usize) = (64, 1 << 16);
 /// A device with the code of all ways.
 pub struct Trials {
     functions: HashMap<String, Function>,
+    /// See `made_up`.
+    values: [(DType, Vec<u8>); 3],
     _module: Module,
     context: Arc<Context>,
 }
@@ -44,14 +46,26 @@ impl Trials {
         let module = Module::load(&context, ptx)?;
         Ok(Trials {
             functions: super::functions(kernels, &module)?,
+            values: [DType::F32, DType::BF16, DType::F16].map(|t| (t, made_up(t, VALUES))),
             _module: module,
             context,
         })
     }
 
-    /// The device, by its name.
-    pub fn machine(&self) -> &str {
-        &self.context.name
+    /// The same values over and over; positions and the like are 0, which is a place in every table.
+    fn fill(&self, memory: &DeviceMemory, dtype: DType) -> Result<(), RuntimeError> {
+        let context = &self.context;
+        let Some((_, values)) = self.values.iter().find(|(t, _)| *t == dtype) else {
+            return Ok(context.zero(memory.address(), memory.len())?);
+        };
+        let mut done = values.len().min(memory.len());
+        unsafe { context.copy_in(memory.address(), values.as_ptr(), done) }?;
+        while done < memory.len() {
+            let len = done.min(memory.len() - done);
+            context.copy(memory.address() + done as u64, memory.address(), len)?;
+            done += len;
+        }
+        Ok(())
     }
 
     /// Memory for a kernel at these sizes. `ways`: those that fit them.
@@ -70,7 +84,7 @@ impl Trials {
         for o in operands {
             let count = if o.cold { copies } else { 1 };
             let memory = DeviceMemory::new(context, count * length(o), Held::Work)?;
-            fill(context, &memory, o.dtype)?;
+            self.fill(&memory, o.dtype)?;
             buffers.push((*o, memory));
         }
         let (mut workspace, mut counters) = (0, 0);
@@ -115,7 +129,7 @@ impl Subject<'_> {
         let written = || self.buffers.iter().filter(|(o, _)| o.written);
         // A kernel may add to what it finds.
         for (o, memory) in written() {
-            fill(context, memory, o.dtype)?;
+            self.trials.fill(memory, o.dtype)?;
         }
         launches::one_by_one(context, &self.ready(way, 0)?)?;
         let mut all = vec![];
@@ -214,23 +228,6 @@ fn pieces(elements: usize) -> Vec<(usize, usize)> {
         return vec![(0, elements)];
     }
     (0..count).map(|i| ((elements - len) * i / (count - 1), len)).collect()
-}
-
-/// The same values over and over; positions and the like are 0, which is a place in every table.
-fn fill(context: &Context, memory: &DeviceMemory, dtype: DType) -> Result<(), RuntimeError> {
-    let width = sizes::width(dtype) as usize;
-    if matches!(dtype, DType::I32 | DType::I1) {
-        return Ok(context.zero(memory.address(), memory.len())?);
-    }
-    let values = made_up(dtype, VALUES.min(memory.len() / width));
-    unsafe { context.copy_in(memory.address(), values.as_ptr(), values.len()) }?;
-    let mut done = values.len();
-    while done < memory.len() {
-        let len = done.min(memory.len() - done);
-        context.copy(memory.address() + done as u64, memory.address(), len)?;
-        done += len;
-    }
-    Ok(context.wait()?)
 }
 
 /// Numbers between -0.5 and 0.5, always the same.

@@ -9,7 +9,7 @@ mod ways;
 
 pub use table::{Choice, Table, TableError, joined};
 pub use ways::{Space, Way};
-pub(super) use ways::{arranged, key, space};
+pub(super) use ways::{arranged, key, named, space};
 
 /// For a target, and for devices by name.
 const SHIPPED: [(&str, &str); 3] = [

@@ -95,6 +95,14 @@ pub fn key(kernel: &Kernel, c: &Contraction) -> Option<String> {
     Some(words.join(" "))
 }
 
+/// The ways that tables name for a kernel.
+pub fn named<'t>(tables: &'t [Table], key: Option<&str>) -> BTreeSet<&'t str> {
+    let found = tables.iter().filter_map(|t| t.find(key?));
+    found
+        .flat_map(|(_, choices)| choices.iter().map(|c| c.way.as_str()))
+        .collect()
+}
+
 /// The variants that the tables make of a kernel's ways, each with the way's index. `unknown` takes what tables name and nobody knows.
 pub fn arranged(
     ways: &[Way],
