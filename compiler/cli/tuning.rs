@@ -22,7 +22,7 @@ pub fn for_device(device: Device, file: Option<&Path>) -> anyhow::Result<Tuning>
         return Ok(Tuning::default());
     };
     let target = options::device_target(device)?;
-    let mut tuning = for_targets(&[target.clone()], file)?;
+    let mut tuning = for_targets(std::slice::from_ref(&target), file)?;
     let name = device::gpu(number)?.name;
     let path = remembered(&name, target.name());
     if path.exists() {

@@ -31,10 +31,10 @@ pub struct Row {
 impl Row {
     pub const HEAD: &str = "rows  default  chosen    gain  us by way; kernel";
 
-    /// `halves`: is anything rounded to 16 bits?
+    /// `halves`: are results rounded to 16 bits?
     pub fn new(kernel: &str, rows: i64, ways: Vec<Measured>, default: usize, halves: bool) -> Row {
-        // Sums of another order; results of 16 bits differ by a step of theirs.
-        let tolerance = if halves { 2e-2 } else { 1e-4 };
+        // All ways round the same factors: what differs is the order of sums, and then perhaps a step of 16 bits, 2^-8.
+        let tolerance = if halves { 1e-2 } else { 1e-4 };
         let mut chosen = default;
         for (i, m) in ways.iter().enumerate() {
             // What is not a number is not within it.

@@ -65,7 +65,7 @@ impl Args {
         // Against what is shipped, not against what was remembered: else a noise would be followed by the next one.
         let shipped = Tuning {
             device: Some(name.clone()),
-            ..tuning::for_targets(&[target.clone()], self.common.tuning.as_deref())?
+            ..tuning::for_targets(std::slice::from_ref(&target), self.common.tuning.as_deref())?
         };
         let longest = self.tokens.iter().copied().max().unwrap_or(1);
         let request = Request {
@@ -239,7 +239,7 @@ impl Args {
             .position(|(i, _)| *i == default)
             .context("the default does not fit, a bug in loopc")?;
         let expected = subject.results(at)?;
-        let halves = operands.iter().any(|o| matches!(o.dtype, DType::BF16 | DType::F16));
+        let halves = (operands.iter()).any(|o| o.written && matches!(o.dtype, DType::BF16 | DType::F16));
         let mut measured = vec![];
         for (place, (i, _)) in fitting.iter().enumerate() {
             let way = ways.ways[*i].clone();

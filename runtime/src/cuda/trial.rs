@@ -77,7 +77,7 @@ impl Trials {
     ) -> Result<Subject<'a>, RuntimeError> {
         let context = &self.context;
         context.enter()?;
-        let cold = operands.iter().filter(|o| o.cold).map(|o| length(o)).sum::<usize>();
+        let cold = operands.iter().filter(|o| o.cold).map(length).sum::<usize>();
         let copies = (COLD / cold.max(1)).clamp(1, LAUNCHES - 1) + 1;
         let copies = if cold > 0 { copies } else { 1 };
         let mut buffers = vec![];

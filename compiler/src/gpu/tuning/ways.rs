@@ -253,11 +253,14 @@ mod tests {
         few.into_iter().chain(many).collect()
     }
 
+    /// From, to, way.
+    type Line<'a> = (Option<i64>, Option<i64>, &'a str);
+
     /// The pieces for kernels of 100 columns by these lines, table by table, and what was unknown.
-    fn pieces(tables: &[(&str, &[(Option<i64>, Option<i64>, &str)])]) -> (String, BTreeSet<String>) {
+    fn pieces(tables: &[(&str, &[Line])]) -> (String, BTreeSet<String>) {
         let tables: Vec<(&str, Vec<Choice>)> = (tables.iter())
             .map(|(key, lines)| {
-                let choice = |(from, to, way): &(Option<i64>, Option<i64>, &str)| Choice {
+                let choice = |(from, to, way): &Line| Choice {
                     from: *from,
                     to: *to,
                     elements: None,
