@@ -74,7 +74,13 @@ fn follow(args: &Args, count: &mut Count) -> anyhow::Result<End> {
     let (mut child, lines) = worker(count)?;
     let mut current: Option<(String, String)> = None;
     loop {
-        let late = match lines.recv_timeout(Duration::from_secs(args.limit)) {
+        // The limit is a program's; a process that begins, or ends, is given a minute whatever the machine is busy with.
+        let limit = if current.is_some() {
+            args.limit
+        } else {
+            args.limit.max(60)
+        };
+        let late = match lines.recv_timeout(Duration::from_secs(limit)) {
             Ok(Message::Begin { at, name, again }) => {
                 count.programs = at + 1;
                 current = Some((name, again));

@@ -98,12 +98,12 @@ pub fn off(results: &[f32], expected: &[f32]) -> f32 {
     differences.fold(0.0, f32::max)
 }
 
-/// A kernel's choices: what was measured at a size serves sizes down to the one before it, or to its half where that lies far.
-pub fn choices(rows: &[Row], kernel: &str) -> Vec<Choice> {
+/// Choices from a kernel's rows: what was measured at a size serves sizes down to the one before it, or to its half where that lies far.
+pub fn choices(rows: &[Row]) -> Vec<Choice> {
     let mut all = vec![];
     let mut before = 0;
     // Sizes ascend.
-    for row in rows.iter().filter(|r| r.kernel == kernel) {
+    for row in rows {
         all.push(Choice::new((row.rows / 2).max(before) + 1, row.rows, &row.chosen));
         before = row.rows;
     }
@@ -156,6 +156,6 @@ mod tests {
             Choice::new(51, 100, "b"),
             Choice::new(101, 130, "c"),
         ];
-        assert_eq!(choices(&rows, "k"), expected);
+        assert_eq!(choices(&rows), expected);
     }
 }

@@ -4,7 +4,7 @@ mod choose;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use compiler::gpu::tuning::{Table, Tuning};
@@ -102,19 +102,7 @@ impl Args {
             println!("{name}, {}, {}", target.name(), request.dtype.name());
             println!("{}", Row::HEAD);
         }
-        let rows = self.measure(&trials, &spaces)?;
-        let mut newer = Table {
-            kernels: BTreeMap::new(),
-            ..table.clone()
-        };
-        for row in &rows {
-            newer
-                .kernels
-                .entry(row.kernel.clone())
-                .or_insert_with(|| choose::choices(&rows, &row.kernel));
-        }
-        table.merge(&newer);
-        tuning::write(&path, &table)?;
+        let rows = self.measure(&trials, &spaces, &mut table, &path)?;
         let faults: Vec<String> = rows.iter().flat_map(Row::faults).collect();
         if self.common.json {
             let report = serde_json::json!({
@@ -128,7 +116,7 @@ impl Args {
                 "{}: {} sizes of {} kernels, {faster} faster",
                 path.display(),
                 rows.len(),
-                newer.kernels.len()
+                spaces.all.len()
             );
         }
         if let Some(first) = faults.first() {
@@ -141,7 +129,7 @@ impl Args {
     }
 
     /// What is brought up to date.
-    fn table(&self, path: &std::path::Path, device: &str, target: &str) -> anyhow::Result<Table> {
+    fn table(&self, path: &Path, device: &str, target: &str) -> anyhow::Result<Table> {
         let fresh = Table {
             device: Some(device.to_string()),
             target: target.to_string(),
@@ -168,10 +156,12 @@ impl Args {
         }
     }
 
-    fn measure(&self, trials: &Trials, spaces: &Spaces) -> anyhow::Result<Vec<Row>> {
-        let mut rows = vec![];
+    /// The table is written after each kernel: who ends it early has what was measured.
+    fn measure(&self, trials: &Trials, spaces: &Spaces, table: &mut Table, path: &Path) -> anyhow::Result<Vec<Row>> {
+        let mut all = vec![];
         for space in &spaces.all {
             let key = &space.ways.key;
+            let mut rows = vec![];
             for (n, values) in self.sizes(space) {
                 let row = self
                     .row(trials, space, n, &values)
@@ -181,11 +171,20 @@ impl Args {
                 }
                 rows.push(row);
             }
+            if !rows.is_empty() {
+                let choices = choose::choices(&rows);
+                table.merge(&Table {
+                    kernels: BTreeMap::from([(key.clone(), choices)]),
+                    ..table.clone()
+                });
+                tuning::write(path, table)?;
+            }
+            all.extend(rows);
         }
-        if rows.is_empty() {
+        if all.is_empty() {
             bail!("no kernel has rows of these sizes; choose others with --tokens or --batch");
         }
-        Ok(rows)
+        Ok(all)
     }
 
     /// The asked-for sizes by rows.

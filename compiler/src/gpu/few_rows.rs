@@ -194,9 +194,8 @@ impl Few<'_, '_> {
                 .collect();
             if begin == 0 {
                 if self.waits {
-                    // The next function is not let begin before our end: with it, results were seen to differ from run to run
-                    // (docs/notes/2026-11-26-cuda.md).
                     ptx::wait_for_earlier(e);
+                    ptx::let_next_begin(e);
                 }
                 row_bases = (0..self.rows).map(|row| self.row_base(e, row)).collect();
             }

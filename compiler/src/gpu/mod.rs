@@ -7,6 +7,7 @@ mod assemble;
 mod contraction;
 mod epilogue;
 mod few_rows;
+mod few_rows_mma;
 mod hopper;
 mod join;
 mod kernels;
@@ -188,11 +189,25 @@ fn ways(kernel: &Kernel, c: &Contraction, target: &Target, wanted: &dyn Fn(&str)
     let function = |ending: &str| format!("{}_{ending}", kernel.name);
     let mut ways = vec![];
     if few_rows::takes(kernel, c) {
-        for rows in few_rows::ROWS {
-            let name = format!("r{rows}");
+        let by_mma = few_rows_mma::takes(kernel, c);
+        let plain = |name: String, rows: i64| {
             let (variant, text) = few_rows::variant(kernel, c, rows, &function(&name), target);
+            Way::new(&name, variant, function(&name), text)
+        };
+        // Without tensor cores more rows are bound by arithmetic, and still faster than tiles.
+        let first = few_rows::ROWS.into_iter().filter(|n| !by_mma || *n <= 2);
+        ways.extend(first.map(|rows| plain(format!("r{rows}"), rows)));
+        for rows in few_rows_mma::ROWS.into_iter().filter(|_| by_mma) {
+            let name = format!("r{rows}");
+            let (variant, text) = few_rows_mma::variant(kernel, c, rows, &function(&name), target);
             ways.push(Way::new(&name, variant, function(&name), text));
         }
+        // Where a table wants them all the same.
+        let others = few_rows::ROWS.into_iter().filter(|n| by_mma && *n > 2);
+        let others = others
+            .map(|rows| (format!("plain{rows}"), rows))
+            .filter(|(name, _)| wanted(name));
+        ways.extend(others.map(|(name, rows)| plain(name, rows)));
     }
     if target.hopper && matmul::takes(kernel, c) {
         let of_use = |(i, (name, _)): &(usize, &(&str, matmul::Shape))| *i == 0 || wanted(name);

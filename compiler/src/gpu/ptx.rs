@@ -57,8 +57,8 @@ pub fn function(name: &str, signature: Signature, body: impl FnOnce(&mut Emit, P
         .map(|(name, v)| (*name, e.extend_signed(*v, Elem::I64)))
         .collect();
     if signature.overlap {
-        let_next_begin(&mut e);
         wait_for_earlier(&mut e);
+        let_next_begin(&mut e);
     }
     body(
         &mut e,

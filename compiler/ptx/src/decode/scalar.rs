@@ -136,7 +136,7 @@ impl<'t> Decoder<'t> {
     }
 
     fn int_lane(&self, name: &Name, ty: Type) -> Option<Lane> {
-        let mode = name.first(&["lo", "hi", "wide", "sat"]).unwrap_or("");
+        let mode = name.first(&["lo", "hi", "wide", "sat", "relu"]).unwrap_or("");
         int::arithmetic(name.parts[0], mode, ty).or_else(|| int::bits(name.parts[0], ty))
     }
 

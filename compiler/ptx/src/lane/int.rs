@@ -54,6 +54,9 @@ pub fn arithmetic(op: &str, mode: &str, ty: Type) -> Option<Lane> {
         ("rem", "") => two(by_int!(ty, T => |a, b| if b as T == 0 { a } else { (a as T).wrapping_rem(b as T) as u64 })),
         ("min", "") => two(by_int!(ty, T => |a, b| (a as T).min(b as T) as u64)),
         ("max", "") => two(by_int!(ty, T => |a, b| (a as T).max(b as T) as u64)),
+        // Not below zero (PTX ISA, "Integer arithmetic instructions: min, max").
+        ("min", "relu") if ty == Type::S32 => two(|a, b| (a as i32).min(b as i32).max(0) as u64),
+        ("max", "relu") if ty == Type::S32 => two(|a, b| (a as i32).max(b as i32).max(0) as u64),
         ("neg", "") => one(by_int!(ty, T => |a| (a as T).wrapping_neg() as u64)),
         ("abs", "") => match ty {
             Type::S16 => one(|a| (a as i16).wrapping_abs() as u64),

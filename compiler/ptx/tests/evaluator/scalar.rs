@@ -77,6 +77,10 @@ fn integer_instructions() {
         ("shf.r.wrap.b32 %r1, 0x80000000, 1, 31;", 3),
         ("min.s32 %r1, -1, 1;", u32::MAX),
         ("min.u32 %r1, -1, 1;", 1),
+        ("min.relu.s32 %r1, -16, 9;", 0),
+        ("min.relu.s32 %r1, 16, 9;", 9),
+        ("max.relu.s32 %r1, -16, -3;", 0),
+        ("max.relu.s32 %r1, -16, 3;", 3),
         ("add.cc.u32 %r2, -1, 1;\naddc.u32 %r1, 5, 6;", 12),
         ("sub.cc.u32 %r2, 0, 1;\nsubc.u32 %r1, 5, 1;", 3),
         (

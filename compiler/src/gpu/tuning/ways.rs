@@ -205,12 +205,17 @@ impl Fill<'_> {
         if to.is_some_and(|to| from > to) {
             return;
         }
+        // Rows that the ways so far are right for.
+        let mut done = from - 1;
         for (i, way) in self.ways.iter().enumerate() {
-            if way.most().is_some_and(|n| n < from) {
+            if way.most().is_some_and(|n| n <= done) {
                 continue;
             }
             self.push(i, to);
-            if !way.is_conditional() || way.variant.multiples.is_empty() && way.most() >= to && to.is_some() {
+            if way.variant.multiples.is_empty() {
+                done = way.most().unwrap_or(i64::MAX);
+            }
+            if done >= to.unwrap_or(i64::MAX) {
                 break;
             }
         }
@@ -236,7 +241,7 @@ mod tests {
         }
     }
 
-    /// r1 to r8 for few rows, `even` for multiples of 8, a and b for all.
+    /// r1 to r8 for few rows, and another one that nothing is left for, `even` for multiples of 8, a and b for all.
     fn ways() -> Vec<Way> {
         let way = |name: &str, most: Option<i64>, multiple: bool| {
             let variant = Variant {
@@ -249,8 +254,9 @@ mod tests {
             Way::new(name, variant, name.to_string(), String::new())
         };
         let few = [1, 2, 4, 8].map(|n| way(&format!("r{n}"), Some(n), false));
+        let few = few.into_iter().chain([way("again4", Some(4), false)]);
         let many = [way("even", None, true), way("a", None, false), way("b", None, false)];
-        few.into_iter().chain(many).collect()
+        few.chain(many).collect()
     }
 
     /// From, to, way.

@@ -6,10 +6,11 @@
 //!         for segment, for chunk of keys           16 bytes a load; all of a chunk are on their way together
 //!           threads of a key: scores of all rows that share it; maximum, weights
 //!           threads of eight columns: O = O * factor + p v
-//!       (m, l, O) of each segment and row: of the warps in shared memory, of the splits in a workspace
-//!     the last block of a batch point: segments to results, the kernel's stages
+//!       (m, l, O) of each segment and row: the warps' parts, in shared memory, to one; into a workspace if the point is split
+//!     the last block of a batch point: the splits' parts to one; segments to results, the kernel's stages
 //!
-//! Sums are taken in a fixed order, whichever block is last.
+//! Parts are merged four columns a thread and several parts at a time, their loads under way together: a merge costs the memory's latency
+//! once, not once a part. Sums are taken in a fixed order, whichever block is last.
 
 use ir::plan::{Kernel, Segment, Sweep};
 use ir::{DType, Size};
@@ -32,6 +33,10 @@ const MOST: i64 = 512;
 const KEYS: i64 = 32;
 /// Elements of a load.
 const LOAD: i64 = 8;
+/// Splits' parts that are loaded together.
+const PARTS: i64 = 8;
+/// Columns of a thread where parts are merged: a load of 16 bytes.
+const QUAD: i64 = 4;
 /// A maximum before any key was seen.
 const LOWEST: f32 = -1e30;
 
@@ -102,9 +107,9 @@ impl<'k> Plan<'k> {
         self.sweep.segments.len() as i64
     }
 
-    /// Floats of one block's, or warp's, results: O by segment and row, then maxima and masses.
+    /// Floats of one block's, or warp's, results: O by segment and row, then maxima and masses. Whole loads of 16 bytes.
     fn part(&self) -> i64 {
-        self.segments() * self.rows * (self.cols + 2)
+        (self.segments() * self.rows * (self.cols + 2) + QUAD - 1) / QUAD * QUAD
     }
 }
 
@@ -132,7 +137,7 @@ pub fn variant(kernel: &Kernel, sweep: &Sweep, name: &str, target: &Target) -> O
         more_tiles: vec![],
         per_multiprocessor: AT_ONCE as u32,
         threads: THREADS as u32,
-        shared: ((WARPS * plan.part() + 1) * 4) as u32,
+        shared: (((WARPS + 1) * plan.part() + 1) * 4) as u32,
         cluster: 0,
         overlap: target.hopper,
         maps: vec![],
@@ -157,8 +162,10 @@ struct Block<'b, 'k> {
     thread: Val,
     lane: Val,
     warp: Val,
-    /// Results of the warps, f32.
+    /// The warps' parts, f32.
     shared: Val,
+    /// Behind them the point's part, in the block that finishes it.
+    result: Val,
 }
 
 /// A warp's accumulator of a segment, by row: in units of log2. Masses by key thread, O by value thread.
@@ -187,13 +194,15 @@ fn block(e: &mut Emit, plan: &Plan, params: Params) {
     let (workspace, counters) = (params.workspaces[0], params.counters.expect("they were asked for"));
     let body = Body::over(plan.kernel, 1, params.buffers, params.symbols, Math::Gpu);
     let (thread, warp) = (ptx::thread(e), e.int(31, I32));
+    let (shared, behind) = (ptx::shared(e), e.int(WARPS * plan.part(), I32));
     let b = Block {
         plan,
         body,
         thread,
         lane: e.and(thread, warp),
         warp: e.shr(thread, 5),
-        shared: ptx::shared(e),
+        shared,
+        result: e.at(shared, behind, Elem::F32),
     };
     let batch = &plan.kernel.outer[..plan.sweep.batch];
     let points = b.body.size(e, &Size::product(batch));
@@ -228,39 +237,31 @@ impl Block<'_, '_> {
         let batch = self.body.unravel(e, linear, outer);
         self.split(e, &batch, split, splits);
         ptx::barrier(e);
-        // The warps' parts to the block's, in place of the first warp's.
-        let to = self.shared;
-        self.merge(e, WARPS, self.shared, plan.part(), to);
-        ptx::barrier(e);
-        let one = e.int(1, I32);
+        let (zero, one, warps) = (e.int(0, I32), e.int(1, I32), e.int(WARPS, I32));
         let alone = e.cmp(Cmp::Eq, splits, one);
         let yes = e.int(1, Ty::scalar(Elem::I1));
         let last = e.if_else(
             alone,
             &[yes.ty],
-            |_| vec![yes],
+            |e| {
+                self.merge(e, warps, WARPS, self.shared, self.result);
+                vec![yes]
+            },
             |e| {
                 let part = e.int(plan.part(), I32);
                 let at = e.mul(task, part);
                 let to = e.at(workspace, at, Elem::F32);
-                let (floats, step) = (plan.part(), THREADS);
-                let end = e.int(floats, I32);
-                e.for_loop(self.thread, end, step, &[], |e, i, _| {
-                    let from = e.at(self.shared, i, Elem::F32);
-                    let x = e.load(from, F32);
-                    let to = e.at(to, i, Elem::F32);
-                    e.store(x, to);
-                    vec![]
-                });
-                hopper::fence(e);
+                self.merge(e, warps, WARPS, self.shared, to);
+                // The block's writes are before its first thread's fence, by the barrier (PTX ISA, "Causality order").
                 ptx::barrier(e);
-                let zero = e.int(0, I32);
                 let first = e.cmp(Cmp::Eq, self.thread, zero);
                 let counter = e.at(counters, point, Elem::I32);
-                let flag = e.int(WARPS * plan.part(), I32);
-                let flag = e.at(self.shared, flag, Elem::I32);
+                let flag = e.int(plan.part(), I32);
+                let flag = e.at(self.result, flag, Elem::I32);
                 e.if_then(first, &[], |e| {
+                    hopper::fence(e);
                     let before = hopper::count(e, counter);
+                    hopper::fence(e);
                     e.store(before, flag);
                     vec![]
                 });
@@ -273,11 +274,10 @@ impl Block<'_, '_> {
                         e.store(zero, counter);
                         vec![]
                     });
-                    hopper::fence(e);
                     let first = e.mul(point, splits);
                     let at = e.mul(first, part);
                     let from = e.at(workspace, at, Elem::F32);
-                    self.merge_splits(e, splits, from);
+                    self.merge(e, splits, PARTS, from, self.result);
                     vec![]
                 });
                 vec![last]
@@ -594,116 +594,86 @@ impl Block<'_, '_> {
                     let x = e.vector(o);
                     let i = e.int(4 * i as i64, I32);
                     let to = e.at(to, i, Elem::F32);
-                    e.store_aligned(x, to, 4);
+                    e.store_aligned(x, to, 16);
                 }
                 vec![]
             });
         }
     }
 
-    /// A thread's columns of all segments and rows: (segment, row) of each, and its float, i32.
-    fn columns(&self, e: &mut Emit, f: &mut dyn FnMut(&mut Emit, Val, Val)) {
-        let plan = self.plan;
-        let all = plan.segments() * plan.rows * plan.cols;
-        let (end, cols) = (e.int(all, I32), e.int(plan.cols, I32));
-        e.for_loop(self.thread, end, THREADS, &[], |e, at, _| {
-            let pair = e.div(at, cols);
-            f(e, pair, at);
-            vec![]
-        });
-    }
-
     /// Maximum, and mass, of (segment, row) number `pair` of the part at `base`.
     fn measure(&self, e: &mut Emit, base: Val, pair: Val) -> (Val, Val) {
-        let first = e.int(self.max_at(0, 0), I32);
-        let at = e.shl(pair, 1);
-        let at = e.add(first, at);
-        let from = e.at(base, at, Elem::F32);
+        let from = self.measure_at(e, base, pair);
         let both = e.load(from, Ty::vector(Elem::F32, 2));
         (e.extract(both, 0), e.extract(both, 1))
     }
 
-    /// `n` parts, `step` floats apart, to one.
-    fn merge(&self, e: &mut Emit, n: i64, base: Val, step: i64, to: Val) {
-        let plan = self.plan;
-        let part = |e: &mut Emit, i: i64| {
-            let at = e.int(i * step, I32);
-            e.at(base, at, Elem::F32)
-        };
-        let mut results = vec![];
-        let all = plan.segments() * plan.rows * plan.cols;
-        let cols = e.int(plan.cols, I32);
-        let trips = (all + THREADS - 1) / THREADS;
-        let end = e.int(all - 1, I32);
-        for trip in 0..trips {
-            let at = e.int(trip * THREADS, I32);
-            let at = e.add(self.thread, at);
-            let at = e.min(at, end);
-            let pair = e.div(at, cols);
-            let parts: Vec<Val> = (0..n).map(|i| part(e, i)).collect();
-            let measures: Vec<(Val, Val)> = parts.iter().map(|p| self.measure(e, *p, pair)).collect();
-            let mut max = measures[0].0;
-            for (m, _) in &measures[1..] {
-                max = hopper::max(e, max, *m);
-            }
-            let (mut mass, mut o) = (e.f32(0.0, F32), e.f32(0.0, F32));
-            for (p, (m, l)) in parts.iter().zip(&measures) {
-                let fall = e.sub(*m, max);
-                let factor = math::exp2(e, fall);
-                mass = e.fma(*l, factor, mass);
-                let from = e.at(*p, at, Elem::F32);
-                let x = e.load(from, F32);
-                o = e.fma(x, factor, o);
-            }
-            results.push((at, pair, max, mass, o));
-        }
-        // All is read before anything is written.
-        ptx::barrier(e);
-        for (at, pair, max, mass, o) in results {
-            self.write(e, to, at, pair, max, mass, o);
-        }
-    }
-
-    /// A column's sum, and what all columns of its row share: they write the same.
-    #[allow(clippy::too_many_arguments)]
-    fn write(&self, e: &mut Emit, to: Val, at: Val, pair: Val, max: Val, mass: Val, o: Val) {
-        let place = e.at(to, at, Elem::F32);
-        e.store(o, place);
+    fn measure_at(&self, e: &mut Emit, base: Val, pair: Val) -> Val {
         let first = e.int(self.max_at(0, 0), I32);
         let at = e.shl(pair, 1);
         let at = e.add(first, at);
-        let place = e.at(to, at, Elem::F32);
-        let both = e.vector(&[max, mass]);
-        e.store(both, place);
+        e.at(base, at, Elem::F32)
     }
 
-    /// All splits' parts from the workspace, to shared memory.
-    fn merge_splits(&self, e: &mut Emit, splits: Val, base: Val) {
+    /// `n` parts, one behind the other from `base`, to one; `together` are loaded at a time.
+    fn merge(&self, e: &mut Emit, n: Val, together: i64, base: Val, to: Val) {
         let plan = self.plan;
-        self.columns(e, &mut |e, pair, at| {
-            let (zero, lowest) = (e.int(0, I32), e.f32(LOWEST, F32));
-            let part = |e: &mut Emit, i: Val| {
-                let size = e.int(plan.part(), I32);
-                let i = e.mul(i, size);
-                e.at(base, i, Elem::F32)
-            };
-            let max = e.for_loop(zero, splits, 1, &[lowest], |e, i, max| {
-                let p = part(e, i);
-                let (m, _) = self.measure(e, p, pair);
-                vec![hopper::max(e, max[0], m)]
-            })[0];
-            let nothing = e.f32(0.0, F32);
-            let sums = e.for_loop(zero, splits, 1, &[nothing, nothing], |e, i, sums| {
-                let p = part(e, i);
-                let (m, l) = self.measure(e, p, pair);
-                let fall = e.sub(m, max);
+        let quads = plan.segments() * plan.rows * plan.cols / QUAD;
+        let (end, per_row) = (e.int(quads, I32), e.int(plan.cols / QUAD, I32));
+        e.for_loop(self.thread, end, THREADS, &[], |e, quad, _| {
+            let (pair, place) = (e.div(quad, per_row), e.rem(quad, per_row));
+            let at = e.shl(quad, QUAD.trailing_zeros().into());
+            let (zero, one) = (e.int(0, I32), e.int(1, I32));
+            let (lowest, nothing) = (e.f32(LOWEST, F32), e.f32(0.0, F32));
+            let mut init = vec![lowest, nothing];
+            init.extend([nothing; QUAD as usize]);
+            let merged = e.for_loop(zero, n, together, &init, |e, first, carried| {
+                let final_part = e.sub(n, one);
+                let loads: Vec<(Val, Val, Val)> = (0..together)
+                    .map(|i| {
+                        let i = e.int(i, I32);
+                        let i = e.add(first, i);
+                        let is_there = e.cmp(Cmp::Lt, i, n);
+                        let i = e.min(i, final_part);
+                        let size = e.int(plan.part(), I32);
+                        let i = e.mul(i, size);
+                        let part = e.at(base, i, Elem::F32);
+                        let (max, mass) = self.measure(e, part, pair);
+                        let from = e.at(part, at, Elem::F32);
+                        let o = e.load_aligned(from, Ty::vector(Elem::F32, QUAD as usize), 16);
+                        // A part that is not there is one without keys.
+                        (e.select(is_there, max, lowest), e.select(is_there, mass, nothing), o)
+                    })
+                    .collect();
+                let mut max = carried[0];
+                for (m, ..) in &loads {
+                    max = hopper::max(e, max, *m);
+                }
+                let fall = e.sub(carried[0], max);
                 let factor = math::exp2(e, fall);
-                let mass = e.fma(l, factor, sums[0]);
-                let from = e.at(p, at, Elem::F32);
-                let x = e.load(from, F32);
-                vec![mass, e.fma(x, factor, sums[1])]
+                let mut sums: Vec<Val> = carried[1..].iter().map(|x| e.mul(*x, factor)).collect();
+                for (m, mass, o) in loads {
+                    let fall = e.sub(m, max);
+                    let factor = math::exp2(e, fall);
+                    sums[0] = e.fma(mass, factor, sums[0]);
+                    for i in 0..QUAD as usize {
+                        let x = e.extract(o, i);
+                        sums[1 + i] = e.fma(x, factor, sums[1 + i]);
+                    }
+                }
+                [vec![max], sums].concat()
             });
-            self.write(e, self.shared, at, pair, max, sums[0], sums[1]);
+            let o = e.vector(&merged[2..]);
+            let place_of_o = e.at(to, at, Elem::F32);
+            e.store_aligned(o, place_of_o, 16);
+            let is_first = e.cmp(Cmp::Eq, place, zero);
+            e.if_then(is_first, &[], |e| {
+                let both = e.vector(&merged[..2]);
+                let at = self.measure_at(e, to, pair);
+                e.store(both, at);
+                vec![]
+            });
+            vec![]
         });
     }
 
@@ -737,7 +707,7 @@ impl Block<'_, '_> {
                     .map(|s| {
                         let first = e.int(*s as i64 * plan.rows, I32);
                         let pair = e.add(first, row);
-                        self.measure(e, self.shared, pair)
+                        self.measure(e, self.result, pair)
                     })
                     .collect();
                 let mut max = measures[0].0;
@@ -766,7 +736,7 @@ impl Block<'_, '_> {
                         for (s, factor) in chain.iter().zip(&factors) {
                             let at = self.o_at(e, *s as i64, row);
                             let at = e.add(at, *column);
-                            let from = e.at(self.shared, at, Elem::F32);
+                            let from = e.at(self.result, at, Elem::F32);
                             let x = e.load(from, F32);
                             sum = e.fma(x, *factor, sum);
                         }
