@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use compiler::Target;
 use compiler::gpu::tuning::Tuning;
 use compiler::pipeline::{self, ModelFacts, Stage, Times};
-use compiler::spaces::{self, Spaces};
+use compiler::spaces::{self, Space};
 use ir::DType;
 use model::config::Config;
 use runtime::container::Artefact;
@@ -82,7 +82,7 @@ impl Source {
     }
 
     /// The ways that the program's kernels have on a GPU.
-    pub fn spaces(&self, request: &Request, wanted: &dyn Fn(&str) -> bool) -> anyhow::Result<Spaces> {
+    pub fn spaces(&self, request: &Request, wanted: &dyn Fn(&str) -> bool) -> anyhow::Result<Vec<Space>> {
         let module = model::graph::build(&self.config, &self.graph_options(request))?;
         Ok(spaces::spaces(module, &pipeline_options(request), wanted)?)
     }

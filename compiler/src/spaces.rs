@@ -7,13 +7,7 @@ use runtime::artefact;
 use crate::pipeline::{CompileError, Options, dtype, plans, share_kernels, size};
 use crate::{Target, gpu};
 
-/// Every way of each kernel that has several, and the memory that a launch of it is given.
-pub struct Spaces {
-    pub all: Vec<Space>,
-    /// PTX of all ways.
-    pub code: Vec<u8>,
-}
-
+/// Every way of a kernel that has several, and the memory that a launch of it is given.
 pub struct Space {
     pub ways: gpu::tuning::Space,
     pub operands: Vec<Operand>,
@@ -29,7 +23,7 @@ pub struct Operand {
 }
 
 /// Of the first target, which is a GPU; of kernels whose key is `wanted`.
-pub fn spaces(module: Module, options: &Options, wanted: &dyn Fn(&str) -> bool) -> Result<Spaces, CompileError> {
+pub fn spaces(module: Module, options: &Options, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<Space>, CompileError> {
     let plans = plans(module, options)?;
     let (kernels, names) = share_kernels(&plans);
     let Some(Target::Gpu(target)) = options.targets.first() else {
@@ -37,7 +31,7 @@ pub fn spaces(module: Module, options: &Options, wanted: &dyn Fn(&str) -> bool) 
         let reason = "it has no kernels with several ways".to_string();
         return Err(CompileError::Code { target, reason });
     };
-    let (spaces, code) = gpu::spaces(&kernels, target, &options.tuning, wanted).map_err(|e| CompileError::Code {
+    let spaces = gpu::spaces(&kernels, target, &options.tuning, wanted).map_err(|e| CompileError::Code {
         target: target.name.to_string(),
         reason: e.to_string(),
     })?;
@@ -69,5 +63,5 @@ pub fn spaces(module: Module, options: &Options, wanted: &dyn Fn(&str) -> bool) 
             ways,
         });
     }
-    Ok(Spaces { all, code })
+    Ok(all)
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use compiler::gpu::tuning::{Table, Tuning};
-use compiler::spaces::{Space, Spaces};
+use compiler::spaces::Space;
 use runtime::Device;
 use runtime::artefact::{DType, Sizes, Variant};
 use runtime::trial::{Operand, Trials};
@@ -89,20 +89,18 @@ impl Args {
             self.only.as_ref().is_none_or(|text| name.contains(text.as_str()))
         };
         let spaces = source.spaces(&request, &wanted)?;
-        if spaces.all.is_empty() {
+        if spaces.is_empty() {
             let names = Vec::from_iter(names.into_inner());
             bail!(
                 "there is no kernel with several ways to measure; names are: {}; choose with --only",
                 names.join("; ")
             );
         }
-        let kernels: Vec<_> = spaces.all.iter().map(|s| s.ways.kernel.clone()).collect();
-        let trials = Trials::open(number, &spaces.code, &kernels)?;
         if !self.common.json {
             println!("{name}, {}, {}", target.name(), request.dtype.name());
             println!("{}", Row::HEAD);
         }
-        let rows = self.measure(&trials, &spaces, &mut table, &path)?;
+        let rows = self.measure(number, &spaces, &mut table, &path)?;
         let faults: Vec<String> = rows.iter().flat_map(Row::faults).collect();
         if self.common.json {
             let report = serde_json::json!({
@@ -116,7 +114,7 @@ impl Args {
                 "{}: {} sizes of {} kernels, {faster} faster",
                 path.display(),
                 rows.len(),
-                spaces.all.len()
+                spaces.len()
             );
         }
         if let Some(first) = faults.first() {
@@ -157,14 +155,15 @@ impl Args {
     }
 
     /// The table is written after each kernel: who ends it early has what was measured.
-    fn measure(&self, trials: &Trials, spaces: &Spaces, table: &mut Table, path: &Path) -> anyhow::Result<Vec<Row>> {
+    fn measure(&self, device: u32, spaces: &[Space], table: &mut Table, path: &Path) -> anyhow::Result<Vec<Row>> {
         let mut all = vec![];
-        for space in &spaces.all {
+        for space in spaces {
             let key = &space.ways.key;
+            let trials = Trials::open(device, &space.ways.code, std::slice::from_ref(&space.ways.kernel))?;
             let mut rows = vec![];
             for (n, values) in self.sizes(space) {
                 let row = self
-                    .row(trials, space, n, &values)
+                    .row(&trials, space, n, &values)
                     .with_context(|| format!("`{key}`, {n} rows"))?;
                 if !self.common.json {
                     println!("{row}");

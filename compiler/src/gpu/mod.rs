@@ -116,15 +116,15 @@ pub fn compile_kernels(
     Ok((module.compiled, module.kernels))
 }
 
-/// Every way of the kernels that have several, and PTX with all of them; of kernels with one key one, and only of keys that are wanted.
+/// Every way of the kernels that have several; of kernels with one key one, and only of keys that are wanted.
 pub fn spaces(
     kernels: &[Kernel],
     target: &Target,
     tuning: &Tuning,
     wanted: &dyn Fn(&str) -> bool,
-) -> Result<(Vec<Space>, Vec<u8>), CodeError> {
+) -> Result<Vec<Space>, CodeError> {
     let tables = tuning.of(target.name);
-    let (mut spaces, mut functions): (Vec<Space>, Vec<_>) = (vec![], vec![]);
+    let mut spaces: Vec<Space> = vec![];
     // Those with a row for each token first: they can be given any number of rows.
     let (by_token, others): (Vec<&Kernel>, Vec<&Kernel>) = kernels
         .iter()
@@ -138,13 +138,13 @@ pub fn spaces(
         if spaces.iter().any(|s| s.key == key) {
             continue;
         }
-        if let Some((mut space, texts)) = tuning::space(ways(&named, c, target, &|_| true), key, &named, &tables) {
+        if let Some((mut space, functions)) = tuning::space(ways(&named, c, target, &|_| true), key, &named, &tables) {
             space.kernel.name = kernel.name.clone();
+            space.code = assemble::compile(functions, target, false)?.code;
             spaces.push(space);
-            functions.extend(texts);
         }
     }
-    Ok((spaces, assemble::compile(functions, target, false)?.code))
+    Ok(spaces)
 }
 
 /// One kernel, as the shipped tables have it.

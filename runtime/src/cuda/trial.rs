@@ -31,7 +31,7 @@ const VALUES: usize = 1_000_003;
 /// What is looked at of a large result: so many pieces, of so many elements.
 const PIECES: (usize, usize) = (64, 1 << 16);
 
-/// A device with the code of all ways.
+/// A device with the code of a kernel's ways.
 pub struct Trials {
     functions: HashMap<String, Function>,
     /// See `made_up`.

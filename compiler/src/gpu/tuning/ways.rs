@@ -46,6 +46,8 @@ pub struct Space {
     pub kernel: GpuKernel,
     /// The variants' names.
     pub ways: Vec<String>,
+    /// PTX with all of them.
+    pub code: Vec<u8>,
     /// As it would be compiled: indices into `ways`, and the conditions.
     pub chosen: Vec<(usize, Variant)>,
 }
@@ -145,6 +147,7 @@ pub fn space(ways: Vec<Way>, key: String, kernel: &Kernel, tables: &[Table]) -> 
             variants: ways.iter().map(|w| w.variant.clone()).collect(),
         },
         ways: ways.iter().map(|w| w.name.clone()).collect(),
+        code: vec![],
         chosen,
     };
     Some((space, ways.into_iter().flat_map(|w| w.functions).collect()))
