@@ -142,6 +142,7 @@ fn gates_match_the_reference() {
                 targets: vec![Target::native().unwrap()],
                 max_context: 64,
                 program,
+                tuning: Default::default(),
                 emit: vec![],
             };
             let artefact = pipeline::compile(module, &facts, &options).unwrap().0;

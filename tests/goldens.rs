@@ -62,6 +62,7 @@ fn compile_graph(
         targets,
         max_context: CONTEXT,
         program: passes::Program::fused(),
+        tuning: Default::default(),
         emit: vec![],
     };
     (

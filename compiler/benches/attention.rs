@@ -86,6 +86,7 @@ fn main() {
                 targets: vec![Target::native().expect("this machine has a target")],
                 max_context: t,
                 program,
+                tuning: Default::default(),
                 emit: vec![],
             };
             let facts = ModelFacts {

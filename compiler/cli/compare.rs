@@ -79,6 +79,7 @@ pub fn run(model: &Path, contexts: &[i64], rounds: u32, ablate: bool, common: &C
             dtype: common.dtype(),
             max_context: longest + STEPS,
             program: program.clone(),
+            tuning: common.tuning()?,
             emit: vec![],
         })
     };
@@ -216,6 +217,7 @@ impl Ceilings {
             entries: vec!["peak".to_string()],
             targets: request.targets.clone(),
             program: request.program.clone(),
+            tuning: request.tuning.clone(),
             emit: vec![],
             ..*request
         };

@@ -8,6 +8,7 @@ use clap::ValueEnum;
 
 use crate::options::{self, ComputeType};
 use crate::session::{ENTRIES, Request, Source};
+use crate::tuning;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -28,6 +29,9 @@ pub struct Args {
     /// Longest sequence: prompt and generated tokens
     #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(i64).range(1..=1 << 20))]
     max_context: i64,
+    /// Ways of GPU kernels, as `loopc tune` writes them [default: as shipped]
+    #[arg(long, value_name = "FILE.toml")]
+    tuning: Option<PathBuf>,
     /// One kernel per op, for comparison
     #[arg(long)]
     no_fuse: bool,
@@ -54,13 +58,15 @@ impl Args {
         for text in &self.emit {
             emit.extend(options::emit(text)?);
         }
+        let targets = options::targets(&self.target)?;
         let request = Request {
+            tuning: tuning::for_targets(&targets, self.tuning.as_deref())?,
             entries: if self.entry.is_empty() {
                 ENTRIES.map(String::from).to_vec()
             } else {
                 self.entry
             },
-            targets: options::targets(&self.target)?,
+            targets,
             dtype: self.dtype.dtype(),
             max_context: self.max_context,
             program: options::program(self.no_fuse),

@@ -130,6 +130,7 @@ impl Args {
             dtype: self.common.dtype(),
             max_context: self.common.max_context,
             program: self.common.program(),
+            tuning: self.common.tuning()?,
             emit: vec![],
         };
         let module = model::graph::gates::gates(&source.config, &source.graph_options(&request))

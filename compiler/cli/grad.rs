@@ -39,6 +39,7 @@ impl Args {
             dtype: self.common.dtype(),
             max_context: self.common.max_context,
             program: self.common.program(),
+            tuning: self.common.tuning()?,
             emit: vec![],
         };
         let wanted = |name: &str| self.trainable.includes(name);

@@ -28,6 +28,8 @@ mod tensorboard;
 mod tokens;
 mod trace;
 mod train;
+mod tune;
+mod tuning;
 
 use clap::{Parser, Subcommand};
 
@@ -63,6 +65,8 @@ enum Command {
     Export(export::Args),
     /// Time prefill and decode, and where the time goes
     Bench(bench::Args),
+    /// Measure every way of a model's GPU kernels, and remember the fastest
+    Tune(Box<tune::Args>),
     /// Compiled programs against the graph's evaluator, on random data
     Check(Box<check::Args>),
     /// What this machine can compile for and run on, and what is missing
@@ -88,6 +92,7 @@ fn main() -> std::process::ExitCode {
         Command::Retrofit(args) => args.run(),
         Command::Export(args) => args.run(),
         Command::Bench(args) => args.run(),
+        Command::Tune(args) => args.run(),
         Command::Check(args) => args.run(),
         Command::Doctor(args) => args.run(),
     };

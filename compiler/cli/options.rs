@@ -5,11 +5,14 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use compiler::Target;
+use compiler::gpu::tuning::Tuning;
 use compiler::pipeline::Stage;
 use ir::DType;
 use passes::Program;
 use runtime::Device;
 use runtime::engine::device;
+
+use crate::tuning;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ComputeType {
@@ -41,6 +44,9 @@ pub struct Common {
     /// Where to run: cpu, cuda or cuda:N
     #[arg(long, default_value = "cpu")]
     pub device: Device,
+    /// Ways of GPU kernels, as `loopc tune` writes them; they go before what was remembered for the device
+    #[arg(long, value_name = "FILE.toml")]
+    pub tuning: Option<PathBuf>,
     /// One kernel per op, for comparison
     #[arg(long)]
     pub no_fuse: bool,
@@ -64,6 +70,11 @@ impl Common {
     /// The best target of the device.
     pub fn target(&self) -> anyhow::Result<Target> {
         device_target(self.device)
+    }
+
+    /// How kernels for the device run.
+    pub fn tuning(&self) -> anyhow::Result<Tuning> {
+        tuning::for_device(self.device, self.tuning.as_deref())
     }
 
     pub fn engine(&self) -> runtime::Options {

@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use compiler::Target;
+use compiler::gpu::tuning::Tuning;
 use compiler::pipeline::{self, ModelFacts, Stage, Times};
+use compiler::spaces::{self, Space};
 use ir::DType;
 use model::config::Config;
 use runtime::container::Artefact;
@@ -79,6 +81,12 @@ impl Source {
         Ok(pipeline::plans(module, &pipeline_options(request))?)
     }
 
+    /// The ways that the program's kernels have on a GPU.
+    pub fn spaces(&self, request: &Request, wanted: &dyn Fn(&str) -> bool) -> anyhow::Result<Vec<Space>> {
+        let module = model::graph::build(&self.config, &self.graph_options(request))?;
+        Ok(spaces::spaces(module, &pipeline_options(request), wanted)?)
+    }
+
     pub fn graph_options(&self, request: &Request) -> model::graph::Options {
         model::graph::Options {
             dtype: request.dtype,
@@ -113,6 +121,7 @@ pub struct Request {
     pub dtype: DType,
     pub max_context: i64,
     pub program: passes::Program,
+    pub tuning: Tuning,
     pub emit: Vec<(Stage, PathBuf)>,
 }
 
@@ -132,6 +141,7 @@ fn pipeline_options(request: &Request) -> pipeline::Options {
         targets: request.targets.clone(),
         max_context: request.max_context,
         program: request.program.clone(),
+        tuning: request.tuning.clone(),
         emit: request.emit.clone(),
     }
 }
@@ -161,12 +171,20 @@ impl Session {
                 dtype: common.dtype(),
                 max_context: common.max_context,
                 program: common.program(),
+                tuning: common.tuning()?,
                 emit: vec![],
             };
             let artefact = cached(&source, &request, "", || Ok(source.compile(&request)?.0))?;
             (artefact, source)
         } else {
             let artefact = Artefact::open(path)?;
+            if let Some(file) = &common.tuning {
+                bail!(
+                    "--tuning {}: {} is compiled already; give it to `loopc compile`",
+                    file.display(),
+                    path.display()
+                );
+            }
             if common
                 .dtype
                 .is_some_and(|t| artefact.header.model["dtype"] != t.dtype().name())
@@ -227,6 +245,7 @@ fn cached(
         request.dtype.name(),
         &request.max_context.to_string(),
         &request.program.name,
+        &request.tuning.to_string(),
         module,
     ]);
     if file.exists() {

@@ -34,6 +34,7 @@ impl Step<'_> {
             dtype: common.dtype(),
             max_context: recipe.context as i64,
             program: self.program,
+            tuning: common.tuning()?,
             emit: self.emit,
         };
         let mut options = source.graph_options(&request);

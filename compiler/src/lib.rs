@@ -5,6 +5,7 @@ pub mod gpu;
 pub mod mlir;
 pub mod pipeline;
 mod scalar;
+pub mod spaces;
 mod target;
 
 pub use target::Target;

@@ -15,6 +15,7 @@ use runtime::artefact::{
 };
 use runtime::container::Artefact;
 
+use crate::gpu::tuning::Tuning;
 use crate::{Target, cpu, gpu};
 
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +39,8 @@ pub struct Options {
     pub max_context: i64,
     /// Which passes run and what kernels may hold.
     pub program: Program,
+    /// Which ways GPU kernels run.
+    pub tuning: Tuning,
     /// Where the text of each stage goes.
     pub emit: Vec<(Stage, PathBuf)>,
 }
@@ -103,7 +106,7 @@ pub fn compile(mut module: Module, model: &ModelFacts, options: &Options) -> Res
             }
             Target::Gpu(gpu) => {
                 let named: Vec<(&Plan, &[String])> = plans.iter().zip(names.iter().map(Vec::as_slice)).collect();
-                let module = gpu::compile_plans(&kernels, &named, gpu, texts).map_err(failed)?;
+                let module = gpu::compile_plans(&kernels, &named, gpu, &options.tuning, texts).map_err(failed)?;
                 (module.compiled, vec![], module.kernels, module.joins)
             }
         };
@@ -198,7 +201,7 @@ fn verify(module: &Module, stage: &str) -> Result<(), CompileError> {
 }
 
 /// All plans' kernels, equal ones once, with unique symbol names; and each plan's kernels by those names.
-fn share_kernels(plans: &[Plan]) -> (Vec<Kernel>, Vec<Vec<String>>) {
+pub(crate) fn share_kernels(plans: &[Plan]) -> (Vec<Kernel>, Vec<Vec<String>>) {
     let mut kernels: Vec<Kernel> = vec![];
     let mut by_body: HashMap<Kernel, String> = HashMap::new();
     let mut taken: HashMap<String, usize> = HashMap::new();

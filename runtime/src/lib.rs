@@ -10,6 +10,7 @@ pub mod error;
 pub mod memory;
 pub mod pack;
 pub mod threads;
+pub mod trial;
 mod validate;
 pub mod weights;
 

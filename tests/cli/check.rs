@@ -23,7 +23,7 @@ fn driver(s: &Sandbox) -> PathBuf {
     folder
 }
 
-fn evaluated(s: &Sandbox, args: &[&str]) -> Output {
+pub fn evaluated(s: &Sandbox, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_loopc"))
         .args(args)
         .env("LOOPC_CACHE", s.path("cache"))
@@ -32,7 +32,7 @@ fn evaluated(s: &Sandbox, args: &[&str]) -> Output {
         .unwrap()
 }
 
-fn report(output: &Output) -> serde_json::Value {
+pub fn report(output: &Output) -> serde_json::Value {
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{told}");
     serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {told}"))

@@ -4,6 +4,7 @@ mod check;
 mod edges;
 mod gradients;
 mod train;
+mod tune;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

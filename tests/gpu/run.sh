@@ -2,7 +2,8 @@
 # Everything that wants a GPU, in one call: tests/gpu/run.sh LOOPC [OUT] [STEP...]
 #
 # LOOPC is the program, OUT a folder for logs and results (default: a temporary one). Each step has a time limit and tells one line; the
-# last line counts the failures. Steps by name: doctor ops modes random goldens generate bits train bench compare. Needs python3, no packages.
+# last line counts the failures. Steps by name: doctor ops modes random goldens generate bits train bench compare tune.
+# Needs python3, no packages; tune also benches/gpu/make_model.py.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 loopc=$(realpath "${1:?usage: run.sh LOOPC [OUT] [STEP...]}")
@@ -71,7 +72,16 @@ train_both() {
     python3 "$here/compare.py" losses "$2" "$out/train-$1-cpu/metrics.jsonl" "$out/train-$1-${device/:/-}/metrics.jsonl"
 }
 
-export -f generate_both bits train_both
+# Every way of the kernels of Qwen3-0.6B's shape: they agree, and the fastest ones are in OUT/tuning.toml. One layer has all kernels.
+tune_qwen() {
+    local model
+    model=$(mktemp -d)
+    trap 'rm -rf "$model"' EXIT
+    python3 "$here/../../benches/gpu/make_model.py" "$model" --layers 1 --zeros >/dev/null &&
+        "$loopc" tune "$model" --dtype bf16 --device "$device" -o "$out/tuning.toml"
+}
+
+export -f generate_both bits train_both tune_qwen
 export loopc out here device austen
 
 step doctor doctor 60 "$loopc" doctor
@@ -97,6 +107,7 @@ step bench bench-f32 120 "$loopc" bench "$austen" --context 512 --decode 64 --ke
 step bench bench-bf16 120 "$loopc" bench "$austen" --context 512 --decode 64 --kernels --device "$device" --dtype bf16 \
     --trace "$out/trace.json"
 step compare compare-bf16 240 "$loopc" bench "$austen" --compare 512 --device "$device" --dtype bf16
+step tune tune 60 bash -c tune_qwen
 for log in bench-f32 bench-bf16 compare-bf16; do
     [[ -f $out/$log.log ]] && head -n 5 "$out/$log.log" | sed "s/^/        $log: /"
 done

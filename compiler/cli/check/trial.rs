@@ -113,6 +113,7 @@ impl<'a> Tester<'a> {
             targets: vec![self.target.clone()],
             max_context: subject.max_context,
             program: self.common.program(),
+            tuning: self.common.tuning()?,
             emit: vec![],
         };
         let (artefact, _) = pipeline::compile(subject.module.clone(), &facts, &options)?;

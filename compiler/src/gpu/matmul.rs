@@ -45,6 +45,9 @@ pub const NARROW: Shape = Shape {
     stages: 6,
 };
 
+/// By their names in tables (`tuning`).
+pub const SHAPES: &[(&str, Shape)] = &[("n128", NARROW), ("n256", WIDE)];
+
 pub fn takes(kernel: &Kernel, c: &Contraction) -> bool {
     let weight = |b: &Rhs| matches!(b, Rhs::Packed { arg } if kernel.args[*arg].dtype == DType::BF16);
     let left = matches!(kernel.args[c.a.arg].dtype, DType::BF16 | DType::F32) && c.a.indirect.is_none();

@@ -20,12 +20,17 @@ mod ptx;
 mod reduction;
 mod sweep_mma;
 mod target;
+pub mod tuning;
 
 pub use target::Target;
 
+use std::collections::BTreeSet;
+
 use ir::Size;
-use ir::plan::{Kernel, Plan};
+use ir::plan::{Contraction, Kernel, Plan};
 use runtime::artefact::{self, GpuKernel, Join, Variant};
+
+use self::tuning::{Space, Table, Tuning, Way};
 
 use crate::cpu::{CodeError, Compiled};
 use crate::pipeline as levels;
@@ -61,13 +66,18 @@ pub fn compile_plans(
     kernels: &[Kernel],
     plans: &[(&Plan, &[String])],
     target: &Target,
+    tuning: &Tuning,
     texts: bool,
 ) -> Result<Module, CodeError> {
+    let (tables, mut unknown) = (tuning.of(target.name), BTreeSet::new());
     let mut all = vec![];
     for kernel in kernels {
-        let mut emitted = emit(kernel, target)?;
+        let mut emitted = tuned(kernel, target, &tables, &mut unknown)?;
         emitted.kernel.name = kernel.name.clone();
         all.push(emitted);
+    }
+    for what in unknown {
+        log::warn!("tuning: {what} any more; it is left out, and `loopc tune` measures what there is");
     }
     let mut joins = vec![];
     for (plan, names) in plans {
@@ -102,59 +112,67 @@ pub fn compile_kernels(
     target: &Target,
     texts: bool,
 ) -> Result<(Compiled, Vec<GpuKernel>), CodeError> {
-    let module = compile_plans(kernels, &[], target, texts)?;
+    let module = compile_plans(kernels, &[], target, &Tuning::default(), texts)?;
     Ok((module.compiled, module.kernels))
 }
 
-/// One kernel.
+/// Every way of the kernels that have several; of kernels with one key one, and only of keys that are wanted.
+pub fn spaces(
+    kernels: &[Kernel],
+    target: &Target,
+    tuning: &Tuning,
+    wanted: &dyn Fn(&str) -> bool,
+) -> Result<Vec<Space>, CodeError> {
+    let tables = tuning.of(target.name);
+    let mut spaces: Vec<Space> = vec![];
+    // Those with a row for each token first: they can be given any number of rows.
+    let (by_token, others): (Vec<&Kernel>, Vec<&Kernel>) = kernels
+        .iter()
+        .partition(|k| k.outer.iter().any(|n| n.syms.iter().any(|s| s == "T")));
+    for kernel in by_token.into_iter().chain(others) {
+        let named = with_ptx_name(kernel);
+        let Some(c) = &named.contraction else { continue };
+        let Some(key) = tuning::key(&named, c).filter(|key| wanted(key)) else {
+            continue;
+        };
+        if spaces.iter().any(|s| s.key == key) {
+            continue;
+        }
+        if let Some((mut space, functions)) = tuning::space(ways(&named, c, target, &|_| true), key, &named, &tables) {
+            space.kernel.name = kernel.name.clone();
+            space.code = assemble::compile(functions, target, false)?.code;
+            spaces.push(space);
+        }
+    }
+    Ok(spaces)
+}
+
+/// One kernel, as the shipped tables have it.
 pub fn emit(kernel: &Kernel, target: &Target) -> Result<Emitted, CodeError> {
+    tuned(kernel, target, &Tuning::default().of(target.name), &mut BTreeSet::new())
+}
+
+fn tuned(
+    kernel: &Kernel,
+    target: &Target,
+    tables: &[Table],
+    unknown: &mut BTreeSet<String>,
+) -> Result<Emitted, CodeError> {
     let kernel = &with_ptx_name(kernel);
     if let Some(c) = &kernel.contraction {
-        let mut emitted = contraction::emit(kernel, c, target);
-        if let Some(even) = mma::takes(kernel, c) {
-            let name = format!("{}_mma", kernel.name);
-            let (variant, text) = mma::variant(kernel, c, &even, &name, target);
-            emitted.before_all(variant, name, text, even.is_empty());
-        }
-        let reduced = kernel.reduces() && target.hopper;
-        if reduced && let Some((variant, functions)) = matmul::reduced(kernel, &kernel.name, target) {
-            emitted.kernel.variants = vec![variant];
-            emitted.functions = functions;
-        }
-        if target.hopper && matmul::takes(kernel, c) {
-            emitted.kernel.variants.clear();
-            emitted.functions.clear();
-            // Where the wide tiles would leave multiprocessors idle, narrow ones are more.
-            let rows = Size::product(&kernel.outer);
-            let wide = kernel.cols.as_const().unwrap_or(0) / matmul::WIDE.columns;
-            let few = 132 * 128 / wide.max(1);
-            for (shape, at_most, ending) in [
-                (matmul::NARROW, Some((levels::size(&rows), few)), "n128"),
-                (matmul::WIDE, None, "n256"),
-            ] {
-                let name = format!("{}_{ending}", kernel.name);
-                let (mut variant, functions) = matmul::variant(kernel, c, shape, &name);
-                variant.at_most = at_most;
-                emitted.kernel.variants.push(variant);
-                emitted.functions.extend(functions);
-            }
-        }
-        if few_rows::takes(kernel, c) {
-            if few_rows_mma::takes(kernel, c) {
-                for rows in few_rows_mma::ROWS.into_iter().rev() {
-                    let name = format!("{}_r{rows}", kernel.name);
-                    let (variant, text) = few_rows_mma::variant(kernel, c, rows, &name, target);
-                    emitted.before_all(variant, name, text, false);
-                }
-                return Ok(emitted);
-            }
-            for rows in few_rows::ROWS.into_iter().rev() {
-                let name = format!("{}_r{rows}", kernel.name);
-                let (variant, text) = few_rows::variant(kernel, c, rows, &name, target);
-                emitted.before_all(variant, name, text, false);
-            }
-        }
-        return Ok(emitted);
+        let key = tuning::key(kernel, c);
+        let named = tuning::named(tables, key.as_deref());
+        let ways = ways(kernel, c, target, &|name| named.contains(name));
+        let chosen = tuning::arranged(&ways, key.as_deref(), kernel, tables, unknown);
+        let used: BTreeSet<usize> = chosen.iter().map(|(way, _)| *way).collect();
+        let of_used = ways.into_iter().enumerate().filter(|(i, _)| used.contains(i));
+        return Ok(Emitted {
+            kernel: GpuKernel {
+                name: kernel.name.clone(),
+                variants: chosen.into_iter().map(|(_, variant)| variant).collect(),
+            },
+            functions: of_used.flat_map(|(_, way)| way.functions).collect(),
+        });
     }
     if let Some(sweep) = &kernel.sweep {
         return Ok(kernels::sweep::emit(kernel, sweep, target));
@@ -163,6 +181,59 @@ pub fn emit(kernel: &Kernel, target: &Target) -> Result<Emitted, CodeError> {
         return Ok(kernels::sweep_gradient::emit(kernel, g, target));
     }
     Ok(map::emit(kernel, target))
+}
+
+/// The ways of a contraction; where no table says another, the first one that fits runs. The last one always does. Of many tiles only the
+/// first and what is `wanted`: a text costs time.
+fn ways(kernel: &Kernel, c: &Contraction, target: &Target, wanted: &dyn Fn(&str) -> bool) -> Vec<Way> {
+    let function = |ending: &str| format!("{}_{ending}", kernel.name);
+    let mut ways = vec![];
+    let mut few = |rows: i64, made: fn(&Kernel, &Contraction, i64, &str, &Target) -> (Variant, String)| {
+        let name = format!("r{rows}");
+        let (variant, text) = made(kernel, c, rows, &function(&name), target);
+        ways.push(Way::new(&name, variant, function(&name), text));
+    };
+    if few_rows_mma::takes(kernel, c) {
+        few_rows_mma::ROWS.into_iter().for_each(|rows| few(rows, few_rows_mma::variant));
+    } else if few_rows::takes(kernel, c) {
+        few_rows::ROWS.into_iter().for_each(|rows| few(rows, few_rows::variant));
+    }
+    if target.hopper && matmul::takes(kernel, c) {
+        let of_use = |(i, (name, _)): &(usize, &(&str, matmul::Shape))| *i == 0 || wanted(name);
+        for (_, (name, shape)) in matmul::SHAPES.iter().enumerate().filter(of_use) {
+            let (variant, functions) = matmul::variant(kernel, c, *shape, &function(name));
+            ways.push(Way {
+                name: name.to_string(),
+                variant,
+                functions,
+            });
+        }
+        return ways;
+    }
+    let reduced = kernel.reduces() && target.hopper;
+    if reduced && let Some((variant, functions)) = matmul::reduced(kernel, &kernel.name, target) {
+        let name = "reduced".to_string();
+        ways.push(Way {
+            name,
+            variant,
+            functions,
+        });
+        return ways;
+    }
+    if let Some(even) = mma::takes(kernel, c) {
+        let (variant, text) = mma::variant(kernel, c, &even, &function("mma"), target);
+        ways.push(Way::new("mma", variant, function("mma"), text));
+        if even.is_empty() {
+            return ways;
+        }
+    }
+    let plain = contraction::emit(kernel, c, target);
+    ways.extend(plain.kernel.variants.into_iter().map(|variant| Way {
+        name: "plain".to_string(),
+        variant,
+        functions: plain.functions.clone(),
+    }));
+    ways
 }
 
 /// PTX names have no dots.

@@ -10,11 +10,7 @@ use super::memory::ALIGN;
 
 /// The first variant that fits these sizes.
 pub fn variant<'a>(kernel: &'a GpuKernel, values: &Sizes) -> Option<&'a Variant> {
-    kernel.variants.iter().find(|v| {
-        let fits = |(size, most): &(Size, i64)| eval(size, values).is_some_and(|n| n <= *most);
-        let divides = |(size, of): &(Size, i64)| eval(size, values).is_some_and(|n| n % of == 0);
-        v.at_most.as_ref().is_none_or(fits) && v.multiples.iter().all(divides)
-    })
+    kernel.variants.iter().find(|v| v.fits(values))
 }
 
 /// Where a variant's workspaces begin, and the bytes of all.

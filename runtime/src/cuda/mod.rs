@@ -12,6 +12,7 @@ mod graphs;
 mod launches;
 mod memory;
 mod module;
+pub mod trial;
 mod upload;
 mod work;
 

@@ -1,6 +1,22 @@
 //! Sizes for the values of a call: elements, tiles, slots of the arena. Arithmetic alone, the same for every device.
 
-use crate::artefact::{DType, Entry, Size, Sizes};
+use crate::artefact::{DType, Entry, Size, Sizes, Variant};
+
+impl Size {
+    /// None without a value for one of its symbols, or if it is too large.
+    pub fn value(&self, values: &Sizes) -> Option<i64> {
+        eval(self, values)
+    }
+}
+
+impl Variant {
+    /// Is it right for these sizes?
+    pub fn fits(&self, values: &Sizes) -> bool {
+        let fits = |(size, most): &(Size, i64)| eval(size, values).is_some_and(|n| n <= *most);
+        let divides = |(size, of): &(Size, i64)| eval(size, values).is_some_and(|n| n % of == 0);
+        self.at_most.as_ref().is_none_or(fits) && self.multiples.iter().all(divides)
+    }
+}
 
 /// Nothing here is `None` for sound sizes but a symbol without a value and a number beyond i64.
 pub fn eval(size: &Size, values: &Sizes) -> Option<i64> {

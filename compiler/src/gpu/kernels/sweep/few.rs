@@ -661,7 +661,7 @@ impl Block<'_, '_> {
                         sums[1 + i] = e.fma(x, factor, sums[1 + i]);
                     }
                 }
-                vec![vec![max], sums].concat()
+                [vec![max], sums].concat()
             });
             let o = e.vector(&merged[2..]);
             let place_of_o = e.at(to, at, Elem::F32);
