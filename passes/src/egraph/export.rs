@@ -1,9 +1,10 @@
 //! From the chosen terms back to the graph: chains of measures become `sweep` ops, their means `mean`.
 //!
 //! Only what the rules changed is written anew; a class without a measure in it is still the value it came from. A choice that
-//! has no ops (scores that are no scaled product of queries and keys) leaves its root as it was.
+//! has no ops (scores that are no scaled product of queries and keys) leaves its root as it was, and what the root is made of is
+//! tried instead.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use egg::{Id, Language};
 use ir::{Attr, Attrs, DType, Dim, Function, ValueId};
@@ -33,16 +34,26 @@ pub fn export(f: &mut Function, import: &Import, choice: &Choice) -> Vec<ValueId
         states: HashMap::new(),
     };
     let mut replaced: HashMap<ValueId, ValueId> = HashMap::new();
-    for (v, id, at) in &import.roots {
-        let id = exporter.graph.find(*id);
+    let mut open: Vec<(ValueId, Id, At)> = import.roots.iter().rev().cloned().collect();
+    let mut seen: HashSet<ValueId> = open.iter().map(|r| r.0).collect();
+    while let Some((v, id, at)) = open.pop() {
+        let id = exporter.graph.find(id);
         if !exporter.has_measure(id) {
             continue;
         }
-        if let Some(new) = exporter.root(*v, id, at) {
-            replaced.insert(*v, new);
+        if let Some(new) = exporter.root(v, id, &at) {
+            replaced.insert(v, new);
+            continue;
+        }
+        let op = exporter.f.ops[..old].iter().find(|op| op.results.contains(&v));
+        for x in op.map(|op| op.operands.clone()).unwrap_or_default() {
+            let known = import.terms.iter().find(|t| t.0 == x);
+            if let Some((_, at, id)) = known.filter(|_| seen.insert(x)) {
+                open.push((x, *id, at.clone()));
+            }
         }
     }
-    // Only readers outside the terms see the new values; the old terms die.
+    // What reads a replaced value sees the new one; old terms that nobody reads die.
     for op in &mut f.ops[..old] {
         op.operands
             .iter_mut()
