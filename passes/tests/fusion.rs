@@ -148,6 +148,32 @@ fn every_variant_becomes_sweeps() {
     }
 }
 
+/// Windows of one key to more keys than there are, lengths around each of them. Edges of tiles: compiler/tests/kernels/sweep.rs.
+#[test]
+fn every_window_and_length() {
+    for decode in [false, true] {
+        let shape = Shape::new(decode);
+        for w in [1, 2, 3, 6, 20] {
+            let graphs = [
+                ("layer", layer(&shape, w, 1), 2),
+                ("two streams", streams(&shape, w), 2),
+                ("own scale", own_scale(&shape, w), 2),
+                ("three windows", three_windows(&shape, [w + 2, w]), 3),
+            ];
+            for (name, f, sweeps) in graphs {
+                let g = fused(&f);
+                assert_eq!(count(&g, "sweep"), sweeps, "{name}, window {w}, decode {decode}");
+                for t in [1, w - 1, w, w + 1, w + 3, 2 * w + 1] {
+                    if (1..16).contains(&t) {
+                        same(&f, &g, &[("B", 2), ("T", t), ("S", t)]);
+                        planned(&f, &g, &[("B", 2), ("T", t), ("S", t)]);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Shapes with axes of size 1, which have no index of their own and tell nothing by their place.
 fn with_ones(decode: bool) -> Vec<(&'static str, Shape)> {
     let all = Shape::new(decode);
