@@ -98,7 +98,7 @@ fn stages_of_every_mode() {
     }
 }
 
-/// What attention became in every entry point: kernels with sweeps and sweeps in them, kernels of their gradients, and what is left of softmax.
+/// What attention became in every entry point: sweeps of each launch, launches of their gradients, and what is left of softmax.
 fn attention(mode: &str, kv: i64, heads: i64, window: i64) -> Vec<String> {
     let mut json = serde_json::json!({
         "model_type": "qwen3", "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": heads,
@@ -136,12 +136,12 @@ fn attention(mode: &str, kv: i64, heads: i64, window: i64) -> Vec<String> {
         }
         for entry in entries {
             let plan = passes::schedule(&module, entry, &FUSED).unwrap();
-            let sweeps: Vec<usize> = plan
-                .kernels
-                .iter()
+            // Launches: two that differ in strides alone may share a kernel where an axis is 1.
+            let kernels = || plan.launches.iter().map(|l| &plan.kernels[l.kernel]);
+            let sweeps: Vec<usize> = kernels()
                 .filter_map(|k| Some(k.sweep.as_ref()?.segments.len()))
                 .collect();
-            let gradients = plan.kernels.iter().filter(|k| k.sweep_gradient.is_some()).count();
+            let gradients = kernels().filter(|k| k.sweep_gradient.is_some()).count();
             told.push(format!("{entry}: sweeps {sweeps:?}, {gradients} gradients"));
         }
         let left = module
