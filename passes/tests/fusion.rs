@@ -279,7 +279,8 @@ fn axes_of_one_fuse_as_others() {
 fn all_alternatives_agree() {
     for decode in [false, true] {
         agree("plain", &Shape::new(decode));
-        for (what, shape) in with_ones(decode) {
+        // As a model writes it: the more of the graph is terms.
+        for (what, shape) in with_ones(decode).into_iter().filter(|(_, s)| s.flat) {
             agree(what, &shape);
         }
     }
