@@ -279,9 +279,12 @@ fn axes_of_one_fuse_as_others() {
 fn all_alternatives_agree() {
     for decode in [false, true] {
         agree("plain", &Shape::new(decode));
-        // As a model writes it: the more of the graph is terms.
-        for (what, shape) in with_ones(decode).into_iter().filter(|(_, s)| s.flat) {
-            agree(what, &shape);
+        // As a model writes it: then more of the graph is terms.
+        let some = ["one KV head", "one head", "one key", "one of all"];
+        for (what, shape) in with_ones(decode) {
+            if shape.flat && some.contains(&what) {
+                agree(what, &shape);
+            }
         }
     }
 }
