@@ -97,3 +97,78 @@ fn stages_of_every_mode() {
         }
     }
 }
+
+/// What attention became in every entry point: sweeps of each launch, launches of their gradients, and what is left of softmax.
+fn attention(mode: &str, kv: i64, heads: i64, window: i64) -> Vec<String> {
+    let mut json = serde_json::json!({
+        "model_type": "qwen3", "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": heads,
+        "num_key_value_heads": kv, "head_dim": 16, "intermediate_size": 40, "rms_norm_eps": 1e-6, "rope_theta": 1e4,
+        "tie_word_embeddings": true,
+    });
+    if mode != "base" {
+        json["loop_attention"] = serde_json::json!({ "mode": mode, "window": window, "loops": 2 });
+    }
+    let config = model::Config::from_values(Path::new("."), json, None).unwrap();
+    let options = model::graph::Options {
+        dtype: ir::DType::BF16,
+        embedding: ir::DType::F32,
+        max_context: 64,
+    };
+    let program = passes::Program::fused();
+    let rewrite = |module| program.forward(module).map_err(|e| e.to_string());
+    let objective = model::graph::Objective {
+        batch: 2,
+        context: 16,
+        wanted: &|_| true,
+        memory: u64::MAX,
+        logits: model::graph::LOGITS,
+        rewrite: &rewrite,
+    };
+    let forward = model::graph::build(&config, &options).unwrap();
+    let backward = model::graph::gradients(&config, &options, &objective).unwrap();
+    let mut told = vec![];
+    for (mut module, entries) in [
+        (forward, &["prefill", "decode", "logits", "loss"][..]),
+        (backward, &["gradients"][..]),
+    ] {
+        for pass in program.steps().unwrap() {
+            (pass.run)(&mut module).unwrap();
+        }
+        for entry in entries {
+            let plan = passes::schedule(&module, entry, &FUSED).unwrap();
+            // Launches: two that differ in strides alone may share a kernel where an axis is 1.
+            let kernels = || plan.launches.iter().map(|l| &plan.kernels[l.kernel]);
+            let sweeps: Vec<usize> = kernels()
+                .filter_map(|k| Some(k.sweep.as_ref()?.segments.len()))
+                .collect();
+            let gradients = kernels().filter(|k| k.sweep_gradient.is_some()).count();
+            told.push(format!("{entry}: sweeps {sweeps:?}, {gradients} gradients"));
+        }
+        let left = module
+            .functions
+            .iter()
+            .flat_map(|f| &f.ops)
+            .filter(|op| op.name == "softmax")
+            .count();
+        told.push(format!("{left} softmax"));
+    }
+    told
+}
+
+/// An axis of size 1 is no reason to fuse less: one KV head, one query head each, one head in all, a window of one key.
+#[test]
+fn one_head_fuses_as_many() {
+    for mode in ["base", "layer", "restart", "stack"] {
+        let many = attention(mode, 2, 4, 4);
+        assert!(
+            many[0].contains("sweeps [") && many.contains(&"0 softmax".to_string()),
+            "{mode}: {many:?}"
+        );
+        for window in [4, 1] {
+            for (kv, heads) in [(2, 4), (1, 3), (2, 2), (1, 1)] {
+                let found = attention(mode, kv, heads, window);
+                assert_eq!(found, many, "{mode}, {kv} KV heads of {heads}, window {window}");
+            }
+        }
+    }
+}

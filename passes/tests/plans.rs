@@ -121,6 +121,34 @@ fn random_programs() {
     );
 }
 
+/// Random programs have attention, also with axes of size 1, and all of it fuses.
+#[test]
+fn random_attention_fuses() {
+    let (mut sweeps, mut one_head) = (0, 0);
+    for seed in 0..100 {
+        let mut module = random(seed).module;
+        for pass in Program::fused().steps().unwrap() {
+            (pass.run)(&mut module).unwrap();
+        }
+        for f in &module.functions {
+            for op in &f.ops {
+                // Products of rank 5 by something else than a weight are attention's alone.
+                let softmax = |v: &ir::ValueId| f.ops.iter().any(|o| o.results[0] == *v && o.name == "softmax");
+                let product = op.name == "matmul" && softmax(&op.operands[0]) && f.ty(op.operands[1]).rank() == 5;
+                assert!(!product, "seed {seed}: attention is left in\n{module}");
+                if op.name == "sweep" {
+                    sweeps += 1;
+                    one_head += usize::from(f.ty(op.operands[1]).shape[1] == ir::Dim::Const(1));
+                }
+            }
+        }
+    }
+    assert!(
+        sweeps > 20 && one_head > 5,
+        "{sweeps} sweeps, {one_head} with one KV head"
+    );
+}
+
 /// What 10,000 random programs found, as small as it gets: (name, the program between input `x` and result `y`).
 #[test]
 fn found_by_random_programs() {

@@ -231,6 +231,32 @@ fn every_condition_is_needed() {
     }
 }
 
+/// Conditions on the wrong variable, or the wrong way round.
+#[test]
+fn wrong_conditions_are_caught() {
+    let wrong = [
+        ("sum-div", When::Independent("?x", "?j")),
+        ("sum-mul", When::Independent("?x", "?j")),
+        ("sum-mul-left", When::Independent("?x", "?j")),
+        ("where-add", When::Finite("?x")),
+        ("where-sub", When::Finite("?x")),
+        ("where-mul", When::Finite("?x")),
+        ("online-f", When::Finite("?f")),
+        ("online-1", When::Independent("?d", "?j")),
+        ("split", When::Splits("?w", "?c")),
+    ];
+    for (name, condition) in wrong {
+        let rule = all().into_iter().find(|r| r.name == name).unwrap();
+        assert_eq!(rule.when.len(), 1, "{name}");
+        let mutated = Rule {
+            when: vec![condition].leak(),
+            ..rule.clone()
+        };
+        let caught = (1..2000).any(|seed| fire(&mutated, seed, &finite(&rule)).1.is_some());
+        assert!(caught, "rule {name} under {condition:?} is not caught");
+    }
+}
+
 #[test]
 fn wrong_right_sides_are_caught() {
     let wrong = [

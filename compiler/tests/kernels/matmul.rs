@@ -262,6 +262,104 @@ fn edges() {
     }
 }
 
+/// The kernel that packs a matrix `[k, n]`, or `[n, k]` if `transposed`, before a matmul by it.
+fn packing(n: i64, k: i64, transposed: bool, dtype: DType) -> Kernel {
+    use ir::{Function, Module, Param, TensorType};
+    let mut f = Function::new("main");
+    let shape = if transposed { [n, k] } else { [k, n] };
+    let a = TensorType::new(["B".into(), "T".into(), ir::Dim::from(k)], dtype);
+    let a = f.param("a", a, Param::Input("a".into()));
+    let b = f.param("b", TensorType::new(shape, dtype), Param::Input("b".into()));
+    let out = f.matmul(a, b, transposed, DType::F32);
+    f.returns("out", out);
+    let module = Module { functions: vec![f] };
+    let plan = passes::schedule(&module, "main", &passes::Scheduling::FUSED).expect("it is scheduled");
+    let packing = plan.kernels.into_iter().find(|k| k.panels);
+    packing.unwrap_or_else(|| panic!("nothing is packed for {n} x {k}, transposed {transposed}"))
+}
+
+#[test]
+fn panels_that_a_kernel_fills() {
+    for target in targets() {
+        for (n, k) in [
+            (1, 1),
+            (1, 9),
+            (2, 1),
+            (7, 1),
+            (64, 1),
+            (100, 1),
+            (17, 2),
+            (65, 3),
+            (5, 40),
+            (130, 33),
+        ] {
+            for (dtype, transposed) in [DType::F32, DType::BF16]
+                .into_iter()
+                .flat_map(|d| [(d, false), (d, true)])
+            {
+                let kernel = packing(n, k, transposed, dtype);
+                let (n, k, pair) = (n as usize, k as usize, if dtype == DType::BF16 { 2 } else { 1 });
+                let w = eighths(n * k, 5);
+                let given: Vec<f64> = if transposed {
+                    w.clone()
+                } else {
+                    (0..k * n).map(|i| w[i % n * k + i / n]).collect()
+                };
+                let wanted = panels(&w, n, k, pair);
+                let to = kernel.args.iter().position(|a| a.written).expect("it writes");
+                let mut buffers = [bytes(&given, dtype), bytes(&given, dtype)];
+                buffers[to] = bytes(&vec![0.0; wanted.len()], dtype);
+                let pointers: Vec<*mut u8> = buffers.iter_mut().map(|b| b.as_mut_ptr().cast()).collect();
+                let symbols = SYMBOLS.map(|_| 1);
+                let compiled = compile_kernels(std::slice::from_ref(&kernel), &target, false).expect("it compiles");
+                let code = runtime::elf::Code::load(&compiled.code).expect("it loads");
+                let run = code.kernel(&kernel.name).expect("it is there");
+                let tiles = kernel
+                    .tiles()
+                    .iter()
+                    .map(|(s, block)| (s.coef + block - 1) / block)
+                    .product();
+                let mut scratch = vec![[0u8; 64]; scratch_bytes(&kernel) as usize / 64 + 2];
+                let scratch = scratch.as_mut_ptr().cast::<u8>();
+                // SAFETY: the panels have the room that the plan gives them, and the matrix all its elements.
+                unsafe {
+                    run(
+                        pointers.as_ptr(),
+                        symbols.as_ptr(),
+                        0,
+                        tiles,
+                        scratch.wrapping_add(scratch.align_offset(64)),
+                    )
+                };
+                let found: Vec<f64> = match dtype {
+                    DType::BF16 => {
+                        let words = buffers[to]
+                            .iter()
+                            .flat_map(|w| (0..4).map(move |i| (w >> (16 * i)) as u16));
+                        words.map(|b| bf16::from_bits(b).to_f64()).collect()
+                    }
+                    _ => {
+                        let words = buffers[to].iter().flat_map(|w| [*w as u32, (*w >> 32) as u32]);
+                        words.map(|b| f64::from(f32::from_bits(b))).collect()
+                    }
+                };
+                for (at, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
+                    // Columns behind the last n hold anything.
+                    let panel = PANEL as usize * k.div_ceil(pair) * pair;
+                    let column = at / panel * PANEL as usize + at / pair % PANEL as usize;
+                    assert!(
+                        column >= n || found == wanted,
+                        "{} {n} x {k} {dtype:?}, transposed {transposed}: {found} at {at}, wanted {wanted}",
+                        target.name
+                    );
+                }
+                let guard = &found[wanted.len()..wanted.len() + GUARD];
+                assert!(guard.iter().all(|x| x.is_nan()), "wrote behind the panels");
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]

@@ -3,6 +3,9 @@
 //! Terms are made from the roots downwards: a value asked for at other indices is another term (keys are read at j where queries
 //! are read at i). A contraction's index is named after the dimension it runs over, so that two softmaxes of one score matrix
 //! speak of the same keys.
+//!
+//! A dimension of size 1 has no index, whether it is broadcast or not: [B, 1, G, T, D] is [B, G, T, D] to the terms, and one KV head
+//! is none. Only what a reduction runs over always has one: a sum over one key is a sum.
 
 use std::collections::HashMap;
 
@@ -14,7 +17,7 @@ use crate::schedule::{flag, float, int, ints};
 
 use super::term::{Domain, Index, LeafInfo, Number, Pair, Tables, Term};
 
-/// The indices of a value's dimensions; `None` where the size is 1.
+/// The indices of a value's dimensions; `None` where the size is 1 and nothing reduces it.
 pub type At = Vec<Option<Index>>;
 
 /// A function in the e-graph.
@@ -45,7 +48,7 @@ pub fn import(f: &Function) -> Import {
     for v in roots_of(f, &importer.ops) {
         let mut at = vec![];
         for d in 0..f.ty(v).rank() {
-            let i = importer.dimension(v, d, &at);
+            let i = (!is_one(f, v, d)).then(|| importer.dimension(v, d, &at));
             at.push(i);
         }
         let id = importer.term(v, &at);
@@ -63,9 +66,10 @@ pub fn indices(f: &Function) -> usize {
     let mut classes = std::collections::HashSet::new();
     for op in f.ops.iter().filter(|op| is_term(f, op)) {
         for v in op.operands.iter().chain(&op.results) {
-            let real = |d: &usize| f.ty(*v).shape[*d].size().as_const() != Some(1);
+            let real = |d: &usize| !is_one(f, *v, *d);
             classes.extend((0..f.ty(*v).rank()).filter(real).map(|d| names.find(*v, d)));
         }
+        classes.extend(reduced(f, op).map(|d| names.find(op.operands[0], d)));
     }
     classes.len()
 }
@@ -116,28 +120,44 @@ fn is_term(f: &Function, op: &Op) -> bool {
     }
 }
 
+fn is_one(f: &Function, v: ValueId, d: usize) -> bool {
+    f.ty(v).shape[d].size().as_const() == Some(1)
+}
+
+/// The dimension of the first operand that the op runs over.
+fn reduced(f: &Function, op: &Op) -> Option<usize> {
+    match op.name.as_str() {
+        "reduce_sum" | "reduce_max" => Some(int(op, "axis") as usize),
+        "softmax" | "matmul" => Some(f.ty(op.operands[0]).rank() - 1),
+        _ => None,
+    }
+}
+
 fn is_mask(f: &Function, v: ValueId) -> bool {
     f.ops.iter().any(|o| o.results[0] == v && o.name == "mask")
 }
 
 /// For a reshape that only adds or drops dimensions of size 1: the operand's dimension for each of the result's.
+///
+/// A one of the result is a one of the operand's in the same place, from the right, as far as there are any: keys stay keys if there
+/// is only one.
 fn same_but_ones(f: &Function, op: &Op) -> Option<Vec<Option<usize>>> {
-    let one = |v: ValueId, d: usize| f.ty(v).shape[d].size().as_const() == Some(1);
     let (from, to) = (op.operands[0], op.results[0]);
-    let mut old = (0..f.ty(from).rank()).filter(|d| !one(from, *d));
-    let mut list = vec![];
-    for d in 0..f.ty(to).rank() {
-        if one(to, d) {
-            list.push(None);
-            continue;
+    let mut list = vec![None; f.ty(to).rank()];
+    let mut left = f.ty(from).rank();
+    for (d, own) in list.iter_mut().enumerate().rev() {
+        let wanted = is_one(f, to, d);
+        while !wanted && left > 0 && is_one(f, from, left - 1) {
+            left -= 1;
         }
-        let o = old.next()?;
-        if f.ty(from).shape[o] != f.ty(to).shape[d] {
+        if left > 0 && f.ty(from).shape[left - 1] == f.ty(to).shape[d] {
+            left -= 1;
+            *own = Some(left);
+        } else if !wanted {
             return None;
         }
-        list.push(Some(o));
     }
-    old.next().is_none().then_some(list)
+    (0..left).all(|d| is_one(f, from, d)).then_some(list)
 }
 
 /// Dimensions that must have one name, by union-find over (value, dimension).
@@ -180,7 +200,8 @@ impl Names {
     fn op(&mut self, f: &Function, op: &Op) {
         let Some(&to) = op.results.first() else { return };
         let rank = f.ty(to).rank();
-        let real = |v: ValueId, d: usize| f.ty(v).shape[d].size().as_const() != Some(1);
+        // Broadcast dimensions stay apart; ones that meet ones are joined, since a reduction may run over them.
+        let alike = |v: ValueId, d: usize| is_one(f, v, d) == is_one(f, to, d + rank - f.ty(v).rank());
         match op.name.as_str() {
             "transpose" => {
                 for (d, p) in ints(op, "perm").iter().enumerate() {
@@ -205,11 +226,11 @@ impl Names {
                 self.join((a, ra - 1), (b, k));
                 self.join((to, rank - 1), (b, n));
                 for d in 0..ra - 1 {
-                    if real(a, d) {
+                    if alike(a, d) {
                         self.join((to, d + rank - ra), (a, d));
                     }
                 }
-                for d in (0..rb - 2).filter(|d| real(b, *d)) {
+                for d in (0..rb - 2).filter(|d| alike(b, *d)) {
                     self.join((to, d + rank - rb), (b, d));
                 }
             }
@@ -217,7 +238,7 @@ impl Names {
             _ => {
                 for v in &op.operands {
                     let skip = rank - f.ty(*v).rank();
-                    for d in (0..f.ty(*v).rank()).filter(|d| real(*v, *d) && real(to, d + skip)) {
+                    for d in (0..f.ty(*v).rank()).filter(|d| alike(*v, *d)) {
                         self.join((to, d + skip), (*v, d));
                     }
                 }
@@ -243,13 +264,16 @@ impl Importer<'_> {
     }
 
     /// The index of a dimension, another one than those in `taken`.
-    fn dimension(&mut self, v: ValueId, d: usize, taken: &[Option<Index>]) -> Option<Index> {
-        let size = self.f.ty(v).shape[d].size();
-        if size.as_const() == Some(1) {
-            return None;
-        }
+    fn dimension(&mut self, v: ValueId, d: usize, taken: &[Option<Index>]) -> Index {
         let class = self.names.find(v, d);
-        Some(self.index(class, &size, taken))
+        self.index(class, &self.f.ty(v).shape[d].size(), taken)
+    }
+
+    /// Where a result is read at `at`, an operand's dimensions, its first at `from` of the result's: broadcasting reads its only element.
+    fn of_result(&self, v: ValueId, result: ValueId, at: &At, dims: usize) -> At {
+        let skip = at.len() - self.f.ty(v).rank();
+        let broadcast = |d: usize| is_one(self.f, v, d) && !is_one(self.f, result, d + skip);
+        (0..dims).map(|d| at[d + skip].filter(|_| !broadcast(d))).collect()
     }
 
     fn index(&mut self, class: usize, size: &Size, taken: &[Option<Index>]) -> Index {
@@ -294,11 +318,8 @@ impl Importer<'_> {
     }
 
     /// An operand that broadcasting reads at the result's indices.
-    fn broadcast(&mut self, v: ValueId, at: &At) -> Id {
-        let ty = self.f.ty(v);
-        let skip = at.len() - ty.rank();
-        let own = ty.shape.iter().zip(&at[skip..]);
-        let own: At = own.map(|(d, i)| i.filter(|_| d.size().as_const() != Some(1))).collect();
+    fn broadcast(&mut self, v: ValueId, result: ValueId, at: &At) -> Id {
+        let own = self.of_result(v, result, at, self.f.ty(v).rank());
         self.term(v, &own)
     }
 
@@ -308,7 +329,7 @@ impl Importer<'_> {
             "matmul" | "softmax" | "reduce_sum" | "reduce_max" | "transpose" | "reshape" | "where" | "constant" => {
                 vec![]
             }
-            _ => op.operands.iter().map(|x| self.broadcast(*x, at)).collect(),
+            _ => op.operands.iter().map(|x| self.broadcast(*x, v, at)).collect(),
         };
         match op.name.as_str() {
             "add" => self.add(Term::Add([args[0], args[1]])),
@@ -325,8 +346,8 @@ impl Importer<'_> {
             "cast" => args[0],
             "constant" => self.number(float(op, "value")),
             "where" => {
-                let domain = self.domain(op.operands[0], at);
-                let [a, b] = [op.operands[1], op.operands[2]].map(|x| self.broadcast(x, at));
+                let domain = self.domain(op.operands[0], v, at);
+                let [a, b] = [op.operands[1], op.operands[2]].map(|x| self.broadcast(x, v, at));
                 self.add(Term::Where([domain, a, b]))
             }
             "transpose" => {
@@ -349,42 +370,38 @@ impl Importer<'_> {
             "reduce_sum" | "reduce_max" => {
                 let (x, axis) = (op.operands[0], int(op, "axis") as usize);
                 let mut own = at.clone();
-                let Some(j) = self.dimension(x, axis, at) else {
-                    return self.term(x, &own);
-                };
+                let j = self.dimension(x, axis, at);
                 own[axis] = Some(j);
                 let x = self.term(x, &own);
                 self.reduce(op.name == "reduce_sum", j, x)
             }
             "softmax" => {
-                let x = self.term(op.operands[0], at);
-                let Some(j) = at.last().copied().flatten() else {
-                    let max = self.add(Term::Sub([x, x]));
-                    return self.add(Term::Exp(max));
-                };
+                let (x, last) = (op.operands[0], at.len() - 1);
+                let j = at[last].unwrap_or_else(|| self.dimension(x, last, at));
+                let mut own = at.clone();
+                own[last] = Some(j);
+                let x = self.term(x, &own);
                 let max = self.reduce(false, j, x);
                 let shifted = self.add(Term::Sub([x, max]));
                 let e = self.add(Term::Exp(shifted));
                 let sum = self.reduce(true, j, e);
+                // The only element is the sum of all of them.
+                let e = if at[last].is_some() { e } else { sum };
                 self.add(Term::Div([e, sum]))
             }
             "matmul" => {
                 let (a, b) = (op.operands[0], op.operands[1]);
-                let (ra, rb, rank) = (f.ty(a).rank(), f.ty(b).rank(), at.len());
-                let one = |v: ValueId, d: usize| f.ty(v).shape[d].size().as_const() == Some(1);
+                let (ra, rb) = (f.ty(a).rank(), f.ty(b).rank());
                 let k = self.dimension(a, ra - 1, at);
-                let mut own: At = (0..ra - 1).map(|d| at[d + rank - ra].filter(|_| !one(a, d))).collect();
-                own.push(k);
+                let mut own = self.of_result(a, v, at, ra - 1);
+                own.push(Some(k));
                 let x = self.term(a, &own);
-                let mut own: At = (0..rb - 2).map(|d| at[d + rank - rb].filter(|_| !one(b, d))).collect();
-                let n = at[rank - 1];
-                own.extend(if transposed(op) { [n, k] } else { [k, n] });
+                let mut own = self.of_result(b, v, at, rb - 2);
+                let n = at[at.len() - 1];
+                own.extend(if transposed(op) { [n, Some(k)] } else { [Some(k), n] });
                 let y = self.term(b, &own);
                 let product = self.add(Term::Mul([x, y]));
-                match k {
-                    Some(k) => self.reduce(true, k, product),
-                    None => product,
-                }
+                self.reduce(true, k, product)
             }
             other => unreachable!("{other} ({v:?}) is no term"),
         }
@@ -400,20 +417,18 @@ impl Importer<'_> {
     }
 
     /// A mask at the indices of the `where` that reads it.
-    fn domain(&mut self, v: ValueId, at: &At) -> Id {
+    fn domain(&mut self, v: ValueId, result: ValueId, at: &At) -> Id {
         let f = self.f;
         let op = f
             .ops
             .iter()
             .find(|o| o.results[0] == v)
             .expect("only masks are asked for");
-        let shape = &f.ty(v).shape;
-        let skip = at.len() - shape.len();
-        let of = |d: usize| at[skip + d].filter(|_| shape[d].size().as_const() != Some(1));
-        let rank = shape.len();
-        // A single key has no index: one of its own, of size 1.
-        let key = of(rank - 1).unwrap_or_else(|| self.index(usize::MAX, &Size::one(), &[]));
-        self.cells(of(rank - 2), key, op, of(0))
+        let rank = f.ty(v).rank();
+        let own = self.of_result(v, result, at, rank);
+        // A single key that nothing reduces: an index of its own, of size 1.
+        let key = own[rank - 1].unwrap_or_else(|| self.index(usize::MAX, &Size::one(), &[]));
+        self.cells(own[rank - 2], key, op, own[0])
     }
 
     fn cells(&mut self, row: Option<Index>, key: Index, op: &Op, b: Option<Index>) -> Id {

@@ -138,7 +138,8 @@ impl Scheduler<'_> {
             return panels.clone();
         }
         let (n, k) = (m.shape[0].coef, m.shape[1].coef);
-        let turned = m.strides[1] == Size::one();
+        // With one k both orders give a column the stride 1, which means that columns are k: then they must be.
+        let turned = m.strides[1] == Size::one() || k == 1;
         // Whole panels, and whole units of k: more than the matrix has.
         let pair = if m.dtype == DType::BF16 { 2 } else { 1 };
         let up = |n: i64, to: i64| (n + to - 1) / to * to;

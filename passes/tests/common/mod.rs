@@ -3,26 +3,57 @@
 
 use ir::{DType, Dim, Function, Param, TensorType, ValueId};
 
-/// Heads of a toy model: batch, key heads, queries per key head, head size.
-pub const KV: i64 = 2;
-pub const GROUP: i64 = 2;
 pub const HEAD: i64 = 4;
+
+/// The axes of a toy model's attention.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    /// One token, S keys, at position `start`.
+    pub decode: bool,
+    pub batch: Dim,
+    /// Key heads, and queries of each.
+    pub kv: i64,
+    pub group: i64,
+    pub rows: Dim,
+    pub keys: Dim,
+    pub head: i64,
+    /// As a model writes it: all heads one axis before attention and behind it, one axis of all features in the end.
+    pub flat: bool,
+}
+
+impl Shape {
+    pub fn new(decode: bool) -> Shape {
+        Shape {
+            decode,
+            batch: Dim::sym("B"),
+            kv: 2,
+            group: 2,
+            rows: if decode { Dim::Const(1) } else { Dim::sym("T") },
+            keys: Dim::sym(if decode { "S" } else { "T" }),
+            head: HEAD,
+            flat: false,
+        }
+    }
+}
 
 pub struct Graph {
     pub f: Function,
-    pub decode: bool,
+    pub shape: Shape,
     start: Option<ValueId>,
 }
 
 impl Graph {
-    /// `decode`: one token, S keys, at position `start`.
-    pub fn new(decode: bool) -> Graph {
+    pub fn new(shape: &Shape) -> Graph {
         let mut f = Function::new("attention");
-        let start = decode.then(|| {
-            let ty = TensorType::new(["B"], DType::I32);
+        let start = shape.decode.then(|| {
+            let ty = TensorType::new([shape.batch.clone()], DType::I32);
             f.param("start", ty, Param::Input("start".into()))
         });
-        Graph { f, decode, start }
+        Graph {
+            f,
+            shape: shape.clone(),
+            start,
+        }
     }
 
     pub fn input(&mut self, name: &str, shape: Vec<Dim>) -> ValueId {
@@ -33,37 +64,70 @@ impl Graph {
         self.f.param(name, ty, Param::Input(name.into()))
     }
 
-    pub fn rows(&self) -> Dim {
-        if self.decode { Dim::Const(1) } else { Dim::sym("T") }
+    fn reshape(&mut self, x: ValueId, shape: Vec<Dim>) -> ValueId {
+        let dtype = self.f.ty(x).dtype;
+        self.f.reshape(x, TensorType { shape, dtype })
     }
 
-    pub fn keys(&self) -> Dim {
-        if self.decode { Dim::sym("S") } else { Dim::sym("T") }
-    }
-
+    /// [B, KV, G, T, D]
     pub fn q(&mut self, name: &str) -> ValueId {
-        let rows = self.rows();
-        self.input(name, vec!["B".into(), KV.into(), GROUP.into(), rows, HEAD.into()])
+        let s = self.shape.clone();
+        let grouped = vec![
+            s.batch.clone(),
+            s.kv.into(),
+            s.group.into(),
+            s.rows.clone(),
+            s.head.into(),
+        ];
+        if !s.flat {
+            return self.input(name, grouped);
+        }
+        let all = self.input(name, vec![s.batch, (s.kv * s.group).into(), s.rows, s.head.into()]);
+        self.reshape(all, grouped)
     }
 
     /// Keys or values, [B, KV, 1, S, D].
     pub fn k(&mut self, name: &str) -> ValueId {
-        let keys = self.keys();
-        self.input(name, vec!["B".into(), KV.into(), 1i64.into(), keys, HEAD.into()])
+        let s = self.shape.clone();
+        let grouped = vec![s.batch.clone(), s.kv.into(), 1i64.into(), s.keys.clone(), s.head.into()];
+        if !s.flat {
+            return self.input(name, grouped);
+        }
+        let all = self.input(name, vec![s.batch, s.kv.into(), s.keys, s.head.into()]);
+        self.reshape(all, grouped)
     }
 
     /// A number per head and token, in (0, 1); or per element.
     pub fn gate(&mut self, name: &str, size: i64) -> ValueId {
-        let rows = self.rows();
-        let x = self.input(name, vec!["B".into(), KV.into(), GROUP.into(), rows, size.into()]);
+        let s = self.shape.clone();
+        let x = self.input(name, vec![s.batch, s.kv.into(), s.group.into(), s.rows, size.into()]);
         self.f.unary("sigmoid", x)
+    }
+
+    pub fn returns(&mut self, out: ValueId) {
+        let s = self.shape.clone();
+        let out = if s.flat {
+            let heads = s.kv * s.group;
+            let all = self.reshape(out, vec![s.batch.clone(), heads.into(), s.rows.clone(), s.head.into()]);
+            let turned = self.f.transpose(all, &[0, 2, 1, 3]);
+            self.reshape(turned, vec![s.batch, s.rows, (heads * s.head).into()])
+        } else {
+            out
+        };
+        self.f.returns("out", out);
     }
 
     pub fn mask(&mut self, window: Option<i64>) -> ValueId {
         let one = Dim::Const(1);
         let shape = match self.start {
-            Some(_) => vec![Dim::sym("B"), one.clone(), one.clone(), one, self.keys()],
-            None => vec![self.rows(), self.keys()],
+            Some(_) => vec![
+                self.shape.batch.clone(),
+                one.clone(),
+                one.clone(),
+                one,
+                self.shape.keys.clone(),
+            ],
+            None => vec![self.shape.rows.clone(), self.shape.keys.clone()],
         };
         let ty = TensorType {
             shape,
@@ -96,57 +160,60 @@ impl Graph {
 pub const SCALE: f64 = 0.5;
 
 /// One pass.
-pub fn base(decode: bool) -> Function {
-    let mut g = Graph::new(decode);
+pub fn base(shape: &Shape) -> Function {
+    let mut g = Graph::new(shape);
     let (q, k, v) = (g.q("q"), g.k("k"), g.k("v"));
     let out = g.attend(q, k, v, None, SCALE);
-    g.f.returns("out", out);
+    g.returns(out);
     g.f
 }
 
 /// Both passes over one layer's keys; the gate is a number per head and token, or per element.
-pub fn layer(decode: bool, window: i64, gate_size: i64) -> Function {
-    let mut g = Graph::new(decode);
+pub fn layer(shape: &Shape, window: i64, gate_size: i64) -> Function {
+    let mut g = Graph::new(shape);
     let (q, k, v) = (g.q("q"), g.k("k"), g.k("v"));
     let gate = g.gate("gate", gate_size);
     let far = g.attend(q, k, v, None, SCALE);
     let near = g.attend(q, k, v, Some(window), SCALE);
     let out = g.blend(gate, far, near);
-    g.f.returns("out", out);
+    g.returns(out);
     g.f
 }
 
 /// Each pass with keys and values of its own.
-pub fn streams(decode: bool, window: i64) -> Function {
-    let mut g = Graph::new(decode);
+pub fn streams(shape: &Shape, window: i64) -> Function {
+    let mut g = Graph::new(shape);
     let (q, k, v) = (g.q("q"), g.k("k"), g.k("v"));
     let (k2, v2) = (g.k("k2"), g.k("v2"));
     let gate = g.gate("gate", 1);
     let far = g.attend(q, k, v, None, SCALE);
     let near = g.attend(q, k2, v2, Some(window), SCALE);
     let out = g.blend(gate, far, near);
-    g.f.returns("out", out);
+    g.returns(out);
     g.f
 }
 
 /// The local pass has its own scale.
-pub fn own_scale(decode: bool, window: i64) -> Function {
-    let mut g = Graph::new(decode);
+pub fn own_scale(shape: &Shape, window: i64) -> Function {
+    let mut g = Graph::new(shape);
     let (q, k, v) = (g.q("q"), g.k("k"), g.k("v"));
     let gate = g.gate("gate", 1);
     let far = g.attend(q, k, v, None, SCALE);
     let near = g.attend(q, k, v, Some(window), 2.0 * SCALE);
     let out = g.blend(gate, far, near);
-    g.f.returns("out", out);
+    g.returns(out);
     g.f
 }
 
 /// Three nested windows, blended by a softmax over three logits.
-pub fn three_windows(decode: bool, windows: [i64; 2]) -> Function {
-    let mut g = Graph::new(decode);
+pub fn three_windows(shape: &Shape, windows: [i64; 2]) -> Function {
+    let mut g = Graph::new(shape);
     let (q, k, v) = (g.q("q"), g.k("k"), g.k("v"));
-    let rows = g.rows();
-    let logits = g.input("logits", vec!["B".into(), KV.into(), GROUP.into(), rows, 3i64.into()]);
+    let s = g.shape.clone();
+    let logits = g.input(
+        "logits",
+        vec![s.batch, s.kv.into(), s.group.into(), s.rows, 3i64.into()],
+    );
     let weights = g.f.softmax(logits, DType::F32);
     let passes = [None, Some(windows[0]), Some(windows[1])];
     let mut out = None;
@@ -158,6 +225,6 @@ pub fn three_windows(decode: bool, windows: [i64; 2]) -> Function {
         let part = g.f.mul(w, a);
         out = Some(out.map_or(part, |o| g.f.add(o, part)));
     }
-    g.f.returns("out", out.expect("there are three"));
+    g.returns(out.expect("there are three"));
     g.f
 }

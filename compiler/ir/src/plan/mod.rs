@@ -96,7 +96,8 @@ pub struct Kernel {
     #[serde(default, skip_serializing_if = "is_zero")]
     pub ordered: usize,
     /// The one store fills panels: what a contraction reads as packed. Its access gives the logical place in `[n, k]`, row-major;
-    /// where n is the columns, k is the points of `outer`, and the other way round. Both are known when compiling.
+    /// where n is the columns, k is the points of `outer`, and the other way round. Both are known when compiling. Columns whose
+    /// stride is 1 are k, also where k is 1.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub panels: bool,
     /// Size of the innermost dimension; `Expr::Index(outer.len())`.

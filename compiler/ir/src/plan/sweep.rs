@@ -113,8 +113,8 @@ fn seen(s: &mut Scalar, p: usize, values_too: bool) -> Result<(Vec<f64>, Vec<f64
         chain.push(before);
     }
     let column = s.at[s.at.len() - 1];
-    let token = s.at[s.at.len() - 2];
-    let mut position = if sweep.tokens { token } else { 0 };
+    // Where all outer axes are of size 1 there may be none.
+    let mut position = if sweep.tokens { s.at[s.at.len() - 2] } else { 0 };
     if let Some(start) = sweep.start {
         position += s.get(start)? as i64;
     }

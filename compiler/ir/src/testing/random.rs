@@ -1,5 +1,5 @@
-//! Random programs: every op, every rank, sizes of 1, an entry point that calls a layer function. Values stay small and the ops smooth,
-//! so that two correct ways to run a program differ by rounding only.
+//! Random programs: every op, every rank, sizes of 1, attention of one and two passes, an entry point that calls a layer function.
+//! Values stay small and the ops smooth, so that two correct ways to run a program differ by rounding only.
 
 use std::collections::BTreeMap;
 
@@ -95,7 +95,7 @@ impl<'a> Generator<'a> {
     fn step(&mut self) {
         let (x, bound) = self.pick();
         let dtype = self.f.ty(x).dtype;
-        match self.rng.below(15) {
+        match self.rng.below(16) {
             0 => self.pairwise(x, bound),
             1 => self.smooth(x, bound),
             2 => {
@@ -113,6 +113,7 @@ impl<'a> Generator<'a> {
             10 => self.slice(x, bound),
             11 => self.concat(x, bound),
             12 | 13 => self.matmul(x, bound),
+            14 => self.attention(x, bound),
             _ => {
                 let value = self.rng.unit() * 4.0 - 2.0;
                 let c = self.f.scalar(value, dtype);
@@ -330,6 +331,82 @@ impl<'a> Generator<'a> {
         let to = *self.rng.choose(&[F32, BF16]);
         let y = self.f.softmax(x, to);
         self.keep(y, 1.0);
+    }
+
+    /// Attention over the rows of x, as a model writes it; every axis may be of size 1. A second pass is blended with the first by a
+    /// gate, or is not there.
+    fn attention(&mut self, x: ValueId, bound: f64) {
+        let x = self.ranked(x, 3);
+        let shape = self.shape(x);
+        let width = shape[shape.len() - 1].size().as_const();
+        let (3, Some(width)) = (shape.len(), width) else {
+            return self.keep(x, bound);
+        };
+        let dtype = self.f.ty(x).dtype;
+        let (kv, group) = (1 + self.rng.below(2), 1 + self.rng.below(2));
+        let head = *self.rng.choose(&[1, 3, 4]);
+        let typed = |dims: &[Dim]| TensorType {
+            shape: dims.to_vec(),
+            dtype,
+        };
+        let (b, t) = (shape[0].clone(), shape[1].clone());
+        let one = Dim::Const(1);
+        // [B, heads, T, head], then [B, KV, G or 1, T, head].
+        let heads = |g: &mut Self, groups: i64, small: bool| {
+            let w = g.fresh(typed(&[(kv * groups * head).into(), width.into()]));
+            let mut y = g.f.matmul(x, w, true, dtype);
+            if small {
+                // Sharp maxima would make rounding decide.
+                y = g.f.unary("sigmoid", y);
+            }
+            let y =
+                g.f.reshape(y, typed(&[b.clone(), t.clone(), (kv * groups).into(), head.into()]));
+            let y = g.f.transpose(y, &[0, 2, 1, 3]);
+            g.f.reshape(y, typed(&[b.clone(), kv.into(), groups.into(), t.clone(), head.into()]))
+        };
+        let q = heads(self, group, true);
+        let (mut k, mut v) = (heads(self, 1, true), heads(self, 1, false));
+        let pass = |g: &mut Self, k: ValueId, v: ValueId, window: Option<i64>| {
+            let scores = g.f.matmul(q, k, true, F32);
+            let scale = g.f.scalar(0.5, F32);
+            let scaled = g.f.mul(scores, scale);
+            let ty = TensorType {
+                shape: vec![t.clone(), t.clone()],
+                dtype: I1,
+            };
+            let mask = g.f.mask(None, window, ty);
+            let never = g.f.scalar(f64::NEG_INFINITY, F32);
+            let masked = g.f.select(mask, scaled, never);
+            let p = g.f.softmax(masked, dtype);
+            g.f.matmul(p, v, false, F32)
+        };
+        let mut out = pass(self, k, v, None);
+        if self.rng.below(3) > 0 {
+            if self.rng.below(3) == 0 {
+                (k, v) = (heads(self, 1, true), heads(self, 1, false));
+            }
+            let window = 1 + self.rng.below(4);
+            let near = pass(self, k, v, Some(window));
+            let w = self.fresh(TensorType {
+                shape: vec![kv.into(), group.into(), one, head.into()],
+                dtype: F32,
+            });
+            let q = self.f.cast(q, F32);
+            let product = self.f.mul(q, w);
+            let logit = self.f.reduce_sum(product, 4);
+            let gate = self.f.unary("sigmoid", logit);
+            let all = self.f.scalar(1.0, F32);
+            let rest = self.f.sub(all, gate);
+            let (a, b) = (self.f.mul(gate, out), self.f.mul(rest, near));
+            out = self.f.add(a, b);
+        }
+        let out = self.f.cast(out, dtype);
+        let out = self
+            .f
+            .reshape(out, typed(&[b.clone(), (kv * group).into(), t.clone(), head.into()]));
+        let out = self.f.transpose(out, &[0, 2, 1, 3]);
+        let out = self.f.reshape(out, typed(&[b, t, (kv * group * head).into()]));
+        self.keep(out, width as f64 * bound);
     }
 
     fn norm(&mut self, x: ValueId) {
