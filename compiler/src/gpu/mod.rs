@@ -23,7 +23,7 @@ mod target;
 pub use target::Target;
 
 use ir::Size;
-use ir::plan::{Kernel, Plan};
+use ir::plan::{Contraction, Kernel, Plan};
 use runtime::artefact::{self, GpuKernel, Join, Variant};
 
 use crate::cpu::{CodeError, Compiled};
@@ -105,6 +105,18 @@ pub fn compile_kernels(
     Ok((module.compiled, module.kernels))
 }
 
+/// As `compile_kernels`, of products with every shape of the table; kernels that are none are left out.
+pub fn compile_shapes(kernels: &[Kernel], target: &Target, texts: bool) -> Result<(Compiled, Vec<GpuKernel>), CodeError> {
+    let all = kernels.iter().filter_map(|k| {
+        let mut emitted = emit_shapes(k)?;
+        emitted.kernel.name = k.name.clone();
+        Some(emitted)
+    });
+    let (how, functions): (Vec<_>, Vec<_>) = all.map(|e| (e.kernel, e.functions)).unzip();
+    let functions = functions.into_iter().flatten().collect();
+    Ok((assemble::compile(functions, target, texts)?, how))
+}
+
 /// One kernel.
 pub fn emit(kernel: &Kernel, target: &Target) -> Result<Emitted, CodeError> {
     let kernel = &with_ptx_name(kernel);
@@ -123,19 +135,8 @@ pub fn emit(kernel: &Kernel, target: &Target) -> Result<Emitted, CodeError> {
         if target.hopper && matmul::takes(kernel, c) {
             emitted.kernel.variants.clear();
             emitted.functions.clear();
-            // Where the wide tiles would leave multiprocessors idle, narrow ones are more.
-            let rows = Size::product(&kernel.outer);
-            let wide = kernel.cols.as_const().unwrap_or(0) / matmul::WIDE.columns;
-            let few = 132 * 128 / wide.max(1);
-            for (shape, at_most, ending) in [
-                (matmul::NARROW, Some((levels::size(&rows), few)), "n128"),
-                (matmul::WIDE, None, "n256"),
-            ] {
-                let name = format!("{}_{ending}", kernel.name);
-                let (mut variant, functions) = matmul::variant(kernel, c, shape, &name);
-                variant.at_most = at_most;
-                emitted.kernel.variants.push(variant);
-                emitted.functions.extend(functions);
+            for (shape, at_most) in matmul::choice(kernel) {
+                matmul_way(&mut emitted, kernel, c, shape, at_most);
             }
         }
         if few_rows::takes(kernel, c) {
@@ -154,6 +155,31 @@ pub fn emit(kernel: &Kernel, target: &Target) -> Result<Emitted, CodeError> {
         return Ok(kernels::sweep_gradient::emit(kernel, g, target));
     }
     Ok(map::emit(kernel, target))
+}
+
+/// A product's kernel with every shape of its table, for those who measure; none where another kernel makes it.
+pub fn emit_shapes(kernel: &Kernel) -> Option<Emitted> {
+    let kernel = &with_ptx_name(kernel);
+    let c = kernel.contraction.as_ref().filter(|c| matmul::takes(kernel, c))?;
+    let mut emitted = Emitted {
+        kernel: GpuKernel {
+            name: kernel.name.clone(),
+            variants: vec![],
+        },
+        functions: vec![],
+    };
+    for shape in matmul::SHAPES {
+        matmul_way(&mut emitted, kernel, c, *shape, None);
+    }
+    Some(emitted)
+}
+
+fn matmul_way(emitted: &mut Emitted, kernel: &Kernel, c: &Contraction, shape: matmul::Shape, most: Option<(Size, i64)>) {
+    let name = format!("{}_{}", kernel.name, shape.name());
+    let (mut variant, functions) = matmul::variant(kernel, c, shape, &name);
+    variant.at_most = most.map(|(rows, most)| (levels::size(&rows), most));
+    emitted.kernel.variants.push(variant);
+    emitted.functions.extend(functions);
 }
 
 /// PTX names have no dots.

@@ -1,0 +1,120 @@
+//! How a product is cut into tiles: data, from which the kernel is made.
+
+use ir::Size;
+use ir::plan::Kernel;
+
+use super::super::pipeline::BARRIERS;
+
+/// A tile of the product, and how a block makes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    pub rows: i64,
+    /// Of all weights together.
+    pub columns: i64,
+    /// Stages of shared memory.
+    pub stages: i64,
+    /// Blocks that share the weights' tile: each brings a part of it to all. 1: none.
+    pub cluster: i64,
+    /// The two consumers take whole tiles by turns, one multiplies while the other stores; else each takes half of a tile's rows.
+    pub turns: bool,
+    /// Columns that a thread loads and stores together, at most: 2, 4 or 8.
+    pub lanes: i64,
+}
+
+/// k of a stage: a row of 128 bytes, as the swizzle has it.
+pub const DEPTH: i64 = 64;
+/// What Hopper gives a block.
+const SHARED: i64 = 227 << 10;
+/// Registers of a thread for sums: more leave too little for the stages.
+const SUMS: i64 = 128;
+
+const fn shape(rows: i64, columns: i64, stages: i64, cluster: i64, turns: bool) -> Shape {
+    Shape {
+        rows,
+        columns,
+        stages,
+        cluster,
+        turns,
+        lanes: 8,
+    }
+}
+
+/// What a tuner may choose from; the first is for many rows, the second for few.
+pub const SHAPES: &[Shape] = &[
+    shape(128, 256, 4, 2, false),
+    shape(128, 128, 6, 2, true),
+    shape(128, 256, 4, 1, false),
+    shape(64, 256, 5, 2, true),
+    shape(256, 128, 4, 2, false),
+    shape(128, 128, 6, 1, true),
+    shape(128, 128, 6, 1, false),
+    shape(64, 128, 8, 1, true),
+];
+
+impl Shape {
+    /// Rows of a consumer.
+    pub fn height(&self) -> i64 {
+        if self.turns { self.rows } else { self.rows / 2 }
+    }
+
+    pub fn stage_bytes(&self) -> i64 {
+        (self.rows + self.columns) * DEPTH * 2
+    }
+
+    pub fn shared(&self) -> i64 {
+        BARRIERS + self.stages * self.stage_bytes()
+    }
+
+    /// Can a kernel be made of it? For a pair of weights too: each has half of the columns, of which each block brings a part.
+    pub const fn is_possible(&self) -> bool {
+        let height = if self.turns { self.rows } else { self.rows / 2 };
+        let bytes = (self.rows + self.columns) * DEPTH * 2;
+        height % 64 == 0
+            && height / 64 * self.columns / 2 <= SUMS
+            && self.columns % 64 == 0
+            && self.columns <= 256
+            && self.columns / 2 % (8 * self.cluster) == 0
+            && self.rows <= 256
+            && BARRIERS + self.stages * bytes <= SHARED
+            && self.stages >= 2
+            && self.stages <= 16
+    }
+
+    /// `narrow_256x128x4_c2`: what its functions are called by.
+    pub fn name(&self) -> String {
+        let turns = if self.turns { "t" } else { "" };
+        let Shape {
+            rows,
+            columns,
+            stages,
+            cluster,
+            lanes,
+            ..
+        } = self;
+        format!("{rows}x{columns}x{stages}c{cluster}l{lanes}{turns}")
+    }
+}
+
+/// The shapes of a kernel without measurements, each with the most rows it is for: where wide tiles would leave multiprocessors idle, narrow
+/// ones are more.
+pub fn choice(kernel: &Kernel) -> [(Shape, Option<(Size, i64)>); 2] {
+    let [wide, narrow] = [SHAPES[0], SHAPES[1]];
+    let columns = kernel.cols.as_const().unwrap_or(0) / wide.columns;
+    let few = 132 * wide.rows / columns.max(1);
+    [
+        (narrow, Some((Size::product(&kernel.outer), few))),
+        (wide, None),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_possible() {
+        for s in SHAPES {
+            assert!(s.is_possible(), "{s:?}");
+        }
+    }
+}
