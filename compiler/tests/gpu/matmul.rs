@@ -150,28 +150,41 @@ impl Case {
 #[test]
 fn every_shape() {
     let cases = [
-        (300, 320, 200, DType::BF16, Ending::Plain),
+        (300, 320, 136, DType::BF16, Ending::Plain),
         (129, 264, 64, DType::BF16, Ending::Residual),
-        (200, 200, 136, DType::F32, Ending::SwiGlu),
+        (140, 200, 72, DType::F32, Ending::SwiGlu),
         (1, 40, 8, DType::F32, Ending::Norm),
     ];
     for (rows, cols, k, a, ending) in cases {
         let case = Case { rows, cols, k, a, ending };
         let compiled = compile_shapes(&case.kernel());
         assert!(!compiled.gpu.variants.is_empty());
-        for multiprocessors in [1, 4, 132] {
+        for multiprocessors in [1, 132] {
             case.check(&compiled, multiprocessors);
         }
     }
+}
+
+/// What a GPU would choose by its rows.
+#[test]
+fn chosen_shapes() {
+    let case = Case {
+        rows: 70,
+        cols: 136,
+        k: 64,
+        a: DType::F32,
+        ending: Ending::Norm,
+    };
+    case.check(&compile(&case.kernel()), 132);
 }
 
 /// More steps of k than stages, and many tiles for each block: the ring goes round, turns are taken.
 #[test]
 fn long_walks() {
     let case = Case {
-        rows: 700,
-        cols: 520,
-        k: 704,
+        rows: 400,
+        cols: 328,
+        k: 520,
         a: DType::BF16,
         ending: Ending::Residual,
     };
@@ -186,7 +199,7 @@ fn cases() -> impl Strategy<Value = Case> {
         Just(Ending::SwiGlu),
         Just(Ending::Norm)
     ];
-    let sizes = (1i64..300, 1i64..90, 1i64..40);
+    let sizes = (1i64..300, 1i64..50, 1i64..20);
     (sizes, any::<bool>(), ending).prop_map(|((rows, cols, k), f32, ending)| Case {
         rows,
         // Pairs of columns, and eights.
@@ -198,11 +211,10 @@ fn cases() -> impl Strategy<Value = Case> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 6, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 3, ..ProptestConfig::default() })]
 
     #[test]
     fn any_sizes(case in cases(), multiprocessors in 1u64..8) {
-        case.check(&compile(&case.kernel()), multiprocessors);
         case.check(&compile_shapes(&case.kernel()), multiprocessors);
     }
 }

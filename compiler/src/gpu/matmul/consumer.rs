@@ -12,7 +12,7 @@ use super::super::ptx::I32;
 use super::store::Store;
 use super::walk::Walk;
 use super::{DEPTH, Shape};
-use crate::mlir::emit::{Emit, Val};
+use crate::mlir::emit::{Cmp, Emit, Val};
 
 /// Rows of a `wgmma`.
 const ROWS: i64 = 64;
@@ -55,7 +55,7 @@ impl Consumer<'_> {
         }
         // The second one's first tile is the second.
         let behind = self.ring.advance(e, place, self.steps);
-        let is_first = e.cmp(crate::mlir::emit::Cmp::Eq, self.number, zero);
+        let is_first = e.cmp(Cmp::Eq, self.number, zero);
         let [place, behind] = [place.values(), behind.values()];
         let start = [0, 1].map(|i| e.select(is_first, place[i], behind[i]));
         e.for_loop(self.number, walk.count, 2, &[start[0], start[1], zero], |e, i, carried| {

@@ -66,6 +66,7 @@ pub fn variant(kernel: &Kernel, c: &Contraction, shape: Shape, name: &str) -> (V
 
 /// `spaces`: the workspaces of rounded rows are there even where none are rounded.
 fn way(kernel: &Kernel, c: &Contraction, shape: Shape, name: &str, spaces: bool) -> (Variant, Vec<(String, String)>) {
+    assert!(shape.is_possible(), "{shape:?}");
     let k = c.k.as_const().unwrap_or(0);
     let rows = Size::product(&kernel.outer);
     let (mut steps, mut functions, mut workspaces) = (vec![], vec![], vec![]);

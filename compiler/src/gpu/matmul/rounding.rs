@@ -9,7 +9,7 @@ use runtime::artefact::Step;
 use super::super::mma::lane_bits;
 use super::super::ptx::{self, F32, I32, Signature};
 use super::super::{math, tiles};
-use crate::mlir::emit::{Cmp, Elem, Emit, Ty};
+use crate::mlir::emit::{Cmp, Elem, Ty};
 use crate::scalar::{Body, Math, memory, widen};
 
 /// Rows of A in bf16, densely, and the sum of each row's squares before it is rounded: a warp a row.

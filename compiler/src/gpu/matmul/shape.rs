@@ -49,6 +49,10 @@ pub const SHAPES: &[Shape] = &[
     shape(128, 128, 6, 1, true),
     shape(128, 128, 6, 1, false),
     shape(64, 128, 8, 1, true),
+    Shape {
+        lanes: 4,
+        ..shape(128, 256, 4, 2, false)
+    },
 ];
 
 impl Shape {
@@ -66,21 +70,19 @@ impl Shape {
     }
 
     /// Can a kernel be made of it? For a pair of weights too: each has half of the columns, of which each block brings a part.
-    pub const fn is_possible(&self) -> bool {
-        let height = if self.turns { self.rows } else { self.rows / 2 };
-        let bytes = (self.rows + self.columns) * DEPTH * 2;
-        height % 64 == 0
-            && height / 64 * self.columns / 2 <= SUMS
+    pub fn is_possible(&self) -> bool {
+        self.height() % 64 == 0
+            && self.height() / 64 * self.columns / 2 <= SUMS
             && self.columns % 64 == 0
             && self.columns <= 256
             && self.columns / 2 % (8 * self.cluster) == 0
             && self.rows <= 256
-            && BARRIERS + self.stages * bytes <= SHARED
-            && self.stages >= 2
+            && self.shared() <= SHARED
+            && 2 <= self.stages
             && self.stages <= 16
     }
 
-    /// `narrow_256x128x4_c2`: what its functions are called by.
+    /// `128x256x4c2l8`: what its functions are called by.
     pub fn name(&self) -> String {
         let turns = if self.turns { "t" } else { "" };
         let Shape {

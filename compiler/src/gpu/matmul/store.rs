@@ -26,10 +26,9 @@ pub struct Store<'b, 'k> {
     pub squares: Option<Val>,
     /// Of the consumer: 64 each.
     pub bands: i64,
-    pub weights: usize,
     /// Of each weight's tile.
     pub columns: i64,
-    /// In the warp group's thread: warp, row and pair of columns, i32.
+    /// The thread's warp in its group, and in the warp its row and pair of columns, i32.
     pub warp: Val,
     pub g: Val,
     pub c: Val,
@@ -52,12 +51,10 @@ pub const ALIGNMENT: usize = 16;
 impl<'b, 'k> Store<'b, 'k> {
     pub fn new(e: &mut Emit, body: &'b Body<'k>, thread: Val, squares: Option<Val>, bands: i64, columns: i64) -> Self {
         let kernel = body.kernel;
-        let also = kernel.contraction.as_ref().is_some_and(|c| c.also.is_some());
         Store {
             body,
             squares: squares.filter(|_| kernel.exprs.contains(&Expr::RowSquares)),
             bands,
-            weights: 1 + usize::from(also),
             columns,
             warp: lane_bits(e, thread, 5, 2),
             g: lane_bits(e, thread, 2, 3),
