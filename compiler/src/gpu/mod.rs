@@ -106,7 +106,11 @@ pub fn compile_kernels(
 }
 
 /// As `compile_kernels`, of products with every shape of the table; kernels that are none are left out.
-pub fn compile_shapes(kernels: &[Kernel], target: &Target, texts: bool) -> Result<(Compiled, Vec<GpuKernel>), CodeError> {
+pub fn compile_shapes(
+    kernels: &[Kernel],
+    target: &Target,
+    texts: bool,
+) -> Result<(Compiled, Vec<GpuKernel>), CodeError> {
     let all = kernels.iter().filter_map(|k| {
         let mut emitted = emit_shapes(k)?;
         emitted.kernel.name = k.name.clone();
@@ -174,7 +178,13 @@ pub fn emit_shapes(kernel: &Kernel) -> Option<Emitted> {
     Some(emitted)
 }
 
-fn matmul_way(emitted: &mut Emitted, kernel: &Kernel, c: &Contraction, shape: matmul::Shape, most: Option<(Size, i64)>) {
+fn matmul_way(
+    emitted: &mut Emitted,
+    kernel: &Kernel,
+    c: &Contraction,
+    shape: matmul::Shape,
+    most: Option<(Size, i64)>,
+) {
     let name = format!("{}_{}", kernel.name, shape.name());
     let (mut variant, functions) = matmul::variant(kernel, c, shape, &name);
     variant.at_most = most.map(|(rows, most)| (levels::size(&rows), most));

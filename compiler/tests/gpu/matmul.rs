@@ -1,7 +1,7 @@
 //! Products of bf16 weights by many rows: every shape of the table, and what a GPU would choose.
 
 use ir::plan::eval::{round, run_kernel};
-use ir::plan::{Access, Arg, Binary, Contraction, Expr, Kernel, Rhs, Stage, Unary};
+use ir::plan::{Access, Arg, Binary, Contraction, Expr, Kernel, Reduction, Rhs, Stage, Unary};
 use ir::{DType, Size, Sizes};
 use proptest::prelude::*;
 
@@ -18,6 +18,8 @@ enum Ending {
     SwiGlu,
     /// By the rows' norm; bf16 beside f32.
     Norm,
+    /// The logarithm of each row's sum of exponentials: a product apart from its stages.
+    Sums,
 }
 
 #[derive(Clone, Debug)]
@@ -32,14 +34,7 @@ struct Case {
 impl Case {
     fn kernel(&self) -> Kernel {
         // 0: a, 1: the weight, 2: another, 3: what is added, 4: bf16 out, 5: f32 out.
-        let dtypes = [
-            self.a,
-            DType::BF16,
-            DType::BF16,
-            DType::F32,
-            DType::BF16,
-            DType::F32,
-        ];
+        let dtypes = [self.a, DType::BF16, DType::BF16, DType::F32, DType::BF16, DType::F32];
         let access = |arg: usize, width: i64| Access {
             arg,
             offset: Size::from(0),
@@ -54,7 +49,11 @@ impl Case {
         let (exprs, stages) = match self.ending {
             Ending::Plain => (vec![Expr::Acc], vec![store(4, 0)]),
             Ending::Residual => (
-                vec![Expr::Load(access(3, self.cols)), Expr::Acc, Expr::Binary(Binary::Add, 0, 1)],
+                vec![
+                    Expr::Load(access(3, self.cols)),
+                    Expr::Acc,
+                    Expr::Binary(Binary::Add, 0, 1),
+                ],
                 vec![store(5, 2)],
             ),
             Ending::SwiGlu => (
@@ -79,6 +78,22 @@ impl Case {
                 ],
                 vec![store(4, 3), store(5, 3)],
             ),
+            Ending::Sums => {
+                let to = Access {
+                    strides: vec![Size::one(), Size::from(0)],
+                    ..access(5, 0)
+                };
+                let reduce = Stage::Reduce {
+                    op: Reduction::LogSumExp,
+                    value: 0,
+                };
+                let store = Stage::Store {
+                    to,
+                    value: 1,
+                    when: None,
+                };
+                (vec![Expr::Acc, Expr::Reduced(0)], vec![reduce, store])
+            }
         };
         Kernel {
             name: "product".into(),
@@ -140,7 +155,10 @@ impl Case {
                 for (at, (x, y)) in mine.iter().zip(wanted).enumerate() {
                     let same = (x - y).abs() / scale < 1e-2 || x.is_nan() && y.is_nan();
                     let at = (at as i64 / self.cols, at as i64 % self.cols);
-                    assert!(same, "{self:?} {multiprocessors} variant {v} {name}: argument {i} at {at:?} is {x}, wants {y}");
+                    assert!(
+                        same,
+                        "{self:?} {multiprocessors} variant {v} {name}: argument {i} at {at:?} is {x}, wants {y}"
+                    );
                 }
             }
         }
@@ -156,7 +174,13 @@ fn every_shape() {
         (1, 40, 8, DType::F32, Ending::Norm),
     ];
     for (rows, cols, k, a, ending) in cases {
-        let case = Case { rows, cols, k, a, ending };
+        let case = Case {
+            rows,
+            cols,
+            k,
+            a,
+            ending,
+        };
         let compiled = compile_shapes(&case.kernel());
         assert!(!compiled.gpu.variants.is_empty());
         for multiprocessors in [1, 132] {
@@ -168,14 +192,16 @@ fn every_shape() {
 /// What a GPU would choose by its rows.
 #[test]
 fn chosen_shapes() {
-    let case = Case {
-        rows: 70,
-        cols: 136,
-        k: 64,
-        a: DType::F32,
-        ending: Ending::Norm,
-    };
-    case.check(&compile(&case.kernel()), 132);
+    for ending in [Ending::Norm, Ending::Sums] {
+        let case = Case {
+            rows: 70,
+            cols: 136,
+            k: 64,
+            a: DType::F32,
+            ending,
+        };
+        case.check(&compile(&case.kernel()), 132);
+    }
 }
 
 /// More steps of k than stages, and many tiles for each block: the ring goes round, turns are taken.

@@ -58,19 +58,25 @@ impl Consumer<'_> {
         let is_first = e.cmp(Cmp::Eq, self.number, zero);
         let [place, behind] = [place.values(), behind.values()];
         let start = [0, 1].map(|i| e.select(is_first, place[i], behind[i]));
-        e.for_loop(self.number, walk.count, 2, &[start[0], start[1], zero], |e, i, carried| {
-            let (row, column) = walk.tile(e, i);
-            self.store.expect(e, row, column);
-            let turn = carried[2];
-            self.turns.wait(e, self.number, turn);
-            let (sums, place) = self.sums(e, Place::of(carried), zero, |e| {
-                self.turns.pass(e, self.number, self.lane);
-            });
-            self.store.run(e, row, column, &sums);
-            // The other one's tile lies between.
-            let [stage, parity] = self.ring.advance(e, place, self.steps).values();
-            vec![stage, parity, e.add(turn, one)]
-        });
+        e.for_loop(
+            self.number,
+            walk.count,
+            2,
+            &[start[0], start[1], zero],
+            |e, i, carried| {
+                let (row, column) = walk.tile(e, i);
+                self.store.expect(e, row, column);
+                let turn = carried[2];
+                self.turns.wait(e, self.number, turn);
+                let (sums, place) = self.sums(e, Place::of(carried), zero, |e| {
+                    self.turns.pass(e, self.number, self.lane);
+                });
+                self.store.run(e, row, column, &sums);
+                // The other one's tile lies between.
+                let [stage, parity] = self.ring.advance(e, place, self.steps).values();
+                vec![stage, parity, e.add(turn, one)]
+            },
+        );
     }
 
     /// The sums of a tile, for each 64 rows as `wgmma` leaves them, and where the ring goes on. `issued`: all products are under way.

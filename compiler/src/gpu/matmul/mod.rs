@@ -99,14 +99,19 @@ fn way(kernel: &Kernel, c: &Contraction, shape: Shape, name: &str, spaces: bool)
     let mut maps = vec![matrix(source, &rows, &stride, &offset, shape.rows)];
     for arg in &weights {
         let source = MapSource::Buffer(*arg as u32);
-        maps.push(matrix(source, &kernel.cols, &c.k, &Size::from(0), columns / shape.cluster));
+        maps.push(matrix(
+            source,
+            &kernel.cols,
+            &c.k,
+            &Size::from(0),
+            columns / shape.cluster,
+        ));
     }
     let signature = Signature {
         buffers: kernel.args.len(),
         workspaces: workspaces.len(),
         maps: maps.len(),
         threads: THREADS as u32,
-        overlap: true,
         ..Signature::default()
     };
     let text = ptx::function(name, signature, |e, params| block(e, kernel, c, shape, params));
@@ -162,6 +167,9 @@ fn block(e: &mut Emit, kernel: &Kernel, c: &Contraction, shape: Shape, params: P
         vec![]
     });
     pipeline::publish(e, first, shape.cluster);
+    // `Step::overlap`: all of this goes on while the function in front ends.
+    ptx::wait_for_earlier(e);
+    ptx::let_next_begin(e);
     let walk = Walk::new(e, &body, c, shape);
     let steps = (c.k.as_const().unwrap_or(0) + DEPTH - 1) / DEPTH;
     let group = e.shr(thread, 7);

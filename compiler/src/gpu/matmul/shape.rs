@@ -103,10 +103,7 @@ pub fn choice(kernel: &Kernel) -> [(Shape, Option<(Size, i64)>); 2] {
     let [wide, narrow] = [SHAPES[0], SHAPES[1]];
     let columns = kernel.cols.as_const().unwrap_or(0) / wide.columns;
     let few = 132 * wide.rows / columns.max(1);
-    [
-        (narrow, Some((Size::product(&kernel.outer), few))),
-        (wide, None),
-    ]
+    [(narrow, Some((Size::product(&kernel.outer), few))), (wide, None)]
 }
 
 #[cfg(test)]

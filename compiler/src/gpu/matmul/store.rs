@@ -137,7 +137,11 @@ impl<'b, 'k> Store<'b, 'k> {
                 kernel.stages.iter().for_each(|s| self.body.hoist(e, &mut point, s));
                 let count = (self.columns / 2) as usize;
                 let own: Vec<Vec<Val>> = (sums.chunks(count))
-                    .map(|all| all.chunks(4).flat_map(|f| f[2 * half as usize..][..2].to_vec()).collect())
+                    .map(|all| {
+                        all.chunks(4)
+                            .flat_map(|f| f[2 * half as usize..][..2].to_vec())
+                            .collect()
+                    })
                     .collect();
                 self.row(e, &mut point, there, column, &own);
             }
