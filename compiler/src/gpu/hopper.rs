@@ -34,7 +34,8 @@ pub fn arrive(e: &mut Emit, barrier: Val) {
 
 /// At the barrier in the same place of another block of the cluster, by its rank (i32).
 pub fn arrive_in(e: &mut Emit, barrier: Val, rank: Val) {
-    let text = "{ .reg .b32 there; mapa.shared::cluster.u32 there, $0, $1; mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there]; }";
+    let text = "{ .reg .b32 there; mapa.shared::cluster.u32 there, $0, $1; \
+                mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there]; }";
     asm(e, text, "r,r,~{memory}", &[barrier, rank], &[]);
 }
 

@@ -139,7 +139,7 @@ pub fn emit(kernel: &Kernel, target: &Target) -> Result<Emitted, CodeError> {
         if target.hopper && matmul::takes(kernel, c) {
             emitted.kernel.variants.clear();
             emitted.functions.clear();
-            for (shape, at_most) in matmul::choice(kernel) {
+            for (shape, at_most) in matmul::choice(kernel, 1 + i64::from(c.also.is_some())) {
                 matmul_way(&mut emitted, kernel, c, shape, at_most);
             }
         }

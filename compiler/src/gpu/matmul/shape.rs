@@ -27,6 +27,8 @@ pub const DEPTH: i64 = 64;
 const SHARED: i64 = 227 << 10;
 /// Registers of a thread for sums: more leave too little for the stages.
 const SUMS: i64 = 128;
+/// Of an H100 or H200.
+const MULTIPROCESSORS: i64 = 132;
 
 const fn shape(rows: i64, columns: i64, stages: i64, cluster: i64, turns: bool) -> Shape {
     Shape {
@@ -85,24 +87,18 @@ impl Shape {
     /// `128x256x4c2l8`: what its functions are called by.
     pub fn name(&self) -> String {
         let turns = if self.turns { "t" } else { "" };
-        let Shape {
-            rows,
-            columns,
-            stages,
-            cluster,
-            lanes,
-            ..
-        } = self;
-        format!("{rows}x{columns}x{stages}c{cluster}l{lanes}{turns}")
+        let [rows, columns, stages] = [self.rows, self.columns, self.stages];
+        format!("{rows}x{columns}x{stages}c{}l{}{turns}", self.cluster, self.lanes)
     }
 }
 
-/// The shapes of a kernel without measurements, each with the most rows it is for: where wide tiles would leave multiprocessors idle, narrow
-/// ones are more.
-pub fn choice(kernel: &Kernel) -> [(Shape, Option<(Size, i64)>); 2] {
+/// The shapes of a kernel without measurements, each with the most rows it is for: the narrow one as long as all of its tiles run at one
+/// time, where wide ones would leave multiprocessors idle.
+pub fn choice(kernel: &Kernel, weights: i64) -> [(Shape, Option<(Size, i64)>); 2] {
     let [wide, narrow] = [SHAPES[0], SHAPES[1]];
-    let columns = kernel.cols.as_const().unwrap_or(0) / wide.columns;
-    let few = 132 * wide.rows / columns.max(1);
+    let width = narrow.columns / weights;
+    let tiles = (kernel.cols.as_const().unwrap_or(0) + width - 1) / width;
+    let few = MULTIPROCESSORS * narrow.rows / tiles.max(1);
     [(narrow, Some((Size::product(&kernel.outer), few))), (wide, None)]
 }
 
