@@ -32,10 +32,11 @@ pub fn arrive(e: &mut Emit, barrier: Val) {
     );
 }
 
-/// At the barrier in the same place of another block of the cluster, by its rank (i32).
+/// At the barrier in the same place of another block of the cluster, by its rank (i32). Who arrives has read by `wgmma`, and need not publish
+/// what it wrote: a release to the whole cluster would wait for all of the thread's stores, each time.
 pub fn arrive_in(e: &mut Emit, barrier: Val, rank: Val) {
-    let text = "{ .reg .b32 there; mapa.shared::cluster.u32 there, $0, $1; \
-                mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there]; }";
+    let text =
+        "{ .reg .b32 there; mapa.shared::cluster.u32 there, $0, $1; mbarrier.arrive.shared::cluster.b64 _, [there]; }";
     asm(e, text, "r,r,~{memory}", &[barrier, rank], &[]);
 }
 

@@ -152,7 +152,7 @@ fn weights(c: &Contraction) -> Vec<usize> {
 
 fn block(e: &mut Emit, kernel: &Kernel, c: &Contraction, shape: Shape, params: Params) {
     let weights = weights(c).len() as i64;
-    let lanes = store::lanes(kernel, shape.lanes);
+    let lanes = store::lanes(kernel, shape.bytes);
     let mut body = Body::over(kernel, lanes as usize, params.buffers, params.symbols, Math::Gpu);
     body.alignment = store::ALIGNMENT;
     let (thread, shared) = (ptx::thread(e), ptx::shared_address(e));

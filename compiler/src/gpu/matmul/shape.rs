@@ -17,8 +17,8 @@ pub struct Shape {
     pub cluster: i64,
     /// The two consumers take whole tiles by turns, one multiplies while the other stores; else each takes half of a tile's rows.
     pub turns: bool,
-    /// Columns that a thread loads and stores together, at most: 2, 4 or 8.
-    pub lanes: i64,
+    /// That a thread stores together, at most: 8 or 16.
+    pub bytes: i64,
 }
 
 /// k of a stage: a row of 128 bytes, as the swizzle has it.
@@ -37,23 +37,27 @@ const fn shape(rows: i64, columns: i64, stages: i64, cluster: i64, turns: bool) 
         stages,
         cluster,
         turns,
-        lanes: 8,
+        bytes: 16,
     }
 }
 
 /// What a tuner may choose from; the first is for many rows, the second for few.
 pub const SHAPES: &[Shape] = &[
     shape(128, 256, 4, 2, false),
-    shape(128, 128, 6, 2, true),
+    shape(128, 128, 6, 1, true),
     shape(128, 256, 4, 1, false),
+    shape(128, 128, 6, 2, true),
     shape(64, 256, 5, 2, true),
     shape(256, 128, 4, 2, false),
-    shape(128, 128, 6, 1, true),
-    shape(128, 128, 6, 1, false),
     shape(64, 128, 8, 1, true),
+    shape(64, 64, 8, 1, true),
     Shape {
-        lanes: 4,
+        bytes: 8,
         ..shape(128, 256, 4, 2, false)
+    },
+    Shape {
+        bytes: 8,
+        ..shape(128, 256, 4, 1, false)
     },
 ];
 
@@ -84,11 +88,11 @@ impl Shape {
             && self.stages <= 16
     }
 
-    /// `128x256x4c2l8`: what its functions are called by.
+    /// `128x256x4c2b16`: what its functions are called by.
     pub fn name(&self) -> String {
         let turns = if self.turns { "t" } else { "" };
         let [rows, columns, stages] = [self.rows, self.columns, self.stages];
-        format!("{rows}x{columns}x{stages}c{}l{}{turns}", self.cluster, self.lanes)
+        format!("{rows}x{columns}x{stages}c{}b{}{turns}", self.cluster, self.bytes)
     }
 }
 

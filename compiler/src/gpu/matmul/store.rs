@@ -34,11 +34,10 @@ pub struct Store<'b, 'k> {
     pub c: Val,
 }
 
-/// Columns that a thread takes together: no more than `most`, and than all rows begin at multiples of.
-pub fn lanes(kernel: &Kernel, most: i64) -> i64 {
-    let wide = stores(kernel).all(|(to, ..)| kernel.args[to.arg].dtype.bytes() == 4);
-    // Four threads' pairs of f32 are a sector of memory: nothing need be exchanged.
-    let most = if wide { 2 } else { most };
+/// Columns that a thread takes together: no more than `bytes` of what is stored, and than all rows begin at multiples of.
+pub fn lanes(kernel: &Kernel, bytes: i64) -> i64 {
+    let narrowest = stores(kernel).map(|(to, ..)| kernel.args[to.arg].dtype.bytes()).min();
+    let most = bytes / narrowest.unwrap_or(bytes);
     [8, 4]
         .into_iter()
         .find(|n| *n <= most && map::allows(kernel, *n))
