@@ -265,9 +265,10 @@ pub fn count(e: &mut Emit, counter: Val) -> Val {
     )[0]
 }
 
-/// The line of memory with this address to the second cache, if it is not there.
-pub fn prefetch(e: &mut Emit, at: Val) {
-    asm(e, "prefetch.global.L2 [$0];", "l", &[at], &[]);
+/// So many bytes of memory to the second cache, if they are not there; address and count (i32) are multiples of 16.
+pub fn prefetch(e: &mut Emit, at: Val, bytes: Val) {
+    let text = "cp.async.bulk.prefetch.L2.global [$0], $1;";
+    asm(e, text, "l,r", &[at, bytes], &[]);
 }
 
 /// The larger, in one instruction.

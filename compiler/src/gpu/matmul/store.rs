@@ -17,8 +17,6 @@ use crate::scalar::{Body, Columns, Point, memory};
 
 /// Sums of a thread that are loaded for together: so many loads are on their way.
 const TOGETHER: i64 = 32;
-/// Bytes of a line of the second cache.
-const LINE: i64 = 128;
 
 pub struct Store<'b, 'k> {
     pub body: &'b Body<'k>,
@@ -28,8 +26,9 @@ pub struct Store<'b, 'k> {
     pub bands: i64,
     /// Of each weight's tile.
     pub columns: i64,
-    /// The thread's warp in its group, and in the warp its row and pair of columns, i32.
+    /// The thread's warp in its group; in the warp its number, its row and its pair of columns, i32.
     pub warp: Val,
+    pub lane: Val,
     pub g: Val,
     pub c: Val,
 }
@@ -56,12 +55,13 @@ impl<'b, 'k> Store<'b, 'k> {
             bands,
             columns,
             warp: lane_bits(e, thread, 5, 2),
+            lane: lane_bits(e, thread, 0, 5),
             g: lane_bits(e, thread, 2, 3),
             c: lane_bits(e, thread, 0, 2),
         }
     }
 
-    /// What the tile at (row, column) will load of rows goes to the second cache while the tile is multiplied.
+    /// What the tile at (row, column) will load of rows goes to the second cache while the tile is multiplied: a thread a row.
     pub fn expect(&self, e: &mut Emit, row: Val, column: Val) {
         let kernel = self.body.kernel;
         let streams: Vec<&Access> = (kernel.exprs.iter())
@@ -72,43 +72,40 @@ impl<'b, 'k> Store<'b, 'k> {
             .filter(|a| a.indirect.is_none() && *a.strides.last().unwrap_or(&a.offset) == Size::one())
             .filter(|a| a.strides[..a.strides.len() - 1].iter().any(|s| s.coef != 0))
             .collect();
-        if streams.is_empty() {
+        if streams.is_empty() || !map::allows(kernel, 8) {
             return;
         }
-        // A warp's 16 rows, two threads each.
-        let one = e.int(1, self.g.ty);
-        let high = e.shr(self.c, 1);
-        let (down, side) = (e.shl(self.g, 1), e.and(self.c, one));
-        let down = e.add(down, high);
-        let warp = e.shl(self.warp, 4);
-        let row = e.add(row, warp);
-        let row = e.add(row, down);
-        let (row, side) = (e.extend_signed(row, Elem::I64), e.extend_signed(side, Elem::I64));
-        let column = e.extend_signed(column, Elem::I64);
-        let rows = self.body.size(e, &Size::product(&kernel.outer));
-        let cols = self.body.size(e, &kernel.cols);
-        for band in 0..self.bands {
-            let down = e.i64(64 * band);
-            let row = e.add(row, down);
-            let row = clamped(e, row, rows);
-            let index = self.body.unravel(e, row, &kernel.outer);
-            let mut point = self.body.point(index);
-            for a in &streams {
-                let elem = memory(kernel.args[a.arg].dtype);
-                let line = LINE / elem.bytes() as i64;
-                let base = self.body.base(e, &mut point, a);
-                for i in 0..(self.columns / line / 2).max(1) {
-                    let (line, right) = (e.i64(line), e.i64(2 * i * line));
-                    let at = e.mul(side, line);
-                    let at = e.add(at, right);
-                    let at = e.add(column, at);
-                    let at = clamped(e, at, cols);
-                    let at = e.add(base, at);
+        let mine = e.int(16, self.lane.ty);
+        let mine = e.cmp(Cmp::Lt, self.lane, mine);
+        e.if_then(mine, &[], |e| {
+            let warp = e.shl(self.warp, 4);
+            let row = e.add(row, warp);
+            let row = e.add(row, self.lane);
+            let row = e.extend_signed(row, Elem::I64);
+            let column = e.extend_signed(column, Elem::I64);
+            let rows = self.body.size(e, &Size::product(&kernel.outer));
+            let cols = self.body.size(e, &kernel.cols);
+            let (left, width) = (e.sub(cols, column), e.i64(self.columns));
+            let count = e.min(left, width);
+            let count = e.truncate_int(count, Elem::I32);
+            for band in 0..self.bands {
+                let down = e.i64(64 * band);
+                let row = e.add(row, down);
+                let row = clamped(e, row, rows);
+                let index = self.body.unravel(e, row, &kernel.outer);
+                let mut point = self.body.point(index);
+                for a in &streams {
+                    let elem = memory(kernel.args[a.arg].dtype);
+                    let base = self.body.base(e, &mut point, a);
+                    let at = e.add(base, column);
                     let at = e.at(self.body.args[a.arg], at, elem);
-                    hopper::prefetch(e, at);
+                    let size = e.int(elem.bytes() as i64, count.ty);
+                    let bytes = e.mul(count, size);
+                    hopper::prefetch(e, at, bytes);
                 }
             }
-        }
+            vec![]
+        });
     }
 
     /// `row`, `column`: the consumer's first, i32. `sums`: of each 64 rows, fragments of each weight, [tile of 8 columns][4].
