@@ -41,20 +41,16 @@ const fn shape(rows: i64, columns: i64, stages: i64, cluster: i64, turns: bool) 
     }
 }
 
-/// What a tuner may choose from; the first is for many rows, the second for few.
+/// What a tuner may choose from; the first three are for ever fewer rows.
 pub const SHAPES: &[Shape] = &[
-    shape(128, 256, 4, 2, false),
-    shape(128, 128, 6, 1, true),
     shape(128, 256, 4, 1, false),
+    shape(128, 128, 6, 1, true),
+    shape(64, 128, 8, 1, true),
+    shape(128, 256, 4, 2, false),
     shape(128, 128, 6, 2, true),
     shape(64, 256, 5, 2, true),
     shape(256, 128, 4, 2, false),
-    shape(64, 128, 8, 1, true),
     shape(64, 64, 8, 1, true),
-    Shape {
-        bytes: 8,
-        ..shape(128, 256, 4, 2, false)
-    },
     Shape {
         bytes: 8,
         ..shape(128, 256, 4, 1, false)
@@ -96,14 +92,19 @@ impl Shape {
     }
 }
 
-/// The shapes of a kernel without measurements, each with the most rows it is for: the narrow one as long as all of its tiles run at one
-/// time, where wide ones would leave multiprocessors idle.
-pub fn choice(kernel: &Kernel, weights: i64) -> [(Shape, Option<(Size, i64)>); 2] {
-    let [wide, narrow] = [SHAPES[0], SHAPES[1]];
-    let width = narrow.columns / weights;
-    let tiles = (kernel.cols.as_const().unwrap_or(0) + width - 1) / width;
-    let few = MULTIPROCESSORS * narrow.rows / tiles.max(1);
-    [(narrow, Some((Size::product(&kernel.outer), few))), (wide, None)]
+/// The shapes of a kernel without measurements, each with the most rows it is for: the smallest of which all tiles run at one time, where
+/// larger ones would leave multiprocessors idle.
+pub fn choice(kernel: &Kernel, weights: i64) -> Vec<(Shape, Option<(Size, i64)>)> {
+    let [wide, narrow, small] = [SHAPES[0], SHAPES[1], SHAPES[2]];
+    let most = |shape: Shape| {
+        let width = shape.columns / weights;
+        let tiles = (kernel.cols.as_const().unwrap_or(0) + width - 1) / width;
+        (shape, MULTIPROCESSORS / tiles.max(1) * shape.rows)
+    };
+    let few = [small, narrow].map(most).into_iter().filter(|(_, rows)| *rows > 0);
+    few.map(|(shape, rows)| (shape, Some((Size::product(&kernel.outer), rows))))
+        .chain([(wide, None)])
+        .collect()
 }
 
 #[cfg(test)]
