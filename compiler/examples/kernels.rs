@@ -1,14 +1,15 @@
 //! GPU kernels of a graph's entries as files for `tests/gpu/launch.py`: code.ptx, kernels.json and each kernel's MLIR.
 //!
-//!     kernels GRAPH.mlir OUT [--target sm_90a] [--no-passes] [--only NAME,NAME] [--skip-failing]
+//!     kernels GRAPH.mlir OUT [--target sm_90a] [--no-passes] [--only NAME,NAME] [--skip-failing] [--shapes]
 //!
-//! GRAPH is a naive graph as `loopc compile --emit graph=DIR` writes it, or a JSON list of plan kernels (`.json`).
+//! `--shapes`: of products alone, with a variant for each shape of their table. GRAPH is a naive graph as `loopc compile --emit graph=DIR` writes it, or a JSON list of plan kernels (`.json`).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use compiler::{Target, gpu};
 use ir::plan::Kernel;
+use runtime::artefact::GpuKernel;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args: Vec<String> = std::env::args().skip(1).collect();
@@ -22,6 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         flag("--no-passes", false).is_some(),
         flag("--skip-failing", false).is_some(),
     );
+    let shapes = flag("--shapes", false).is_some();
     let only = flag("--only", true);
     let [input, out] = &args[..] else {
         return Err("kernels GRAPH.mlir OUT".into());
@@ -60,13 +62,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         !lenient || made.is_ok()
     };
     let list: Vec<Kernel> = kernels.values().filter(wanted).filter(works).cloned().collect();
-    let (compiled, how) = gpu::compile_kernels(&list, &target, true)?;
+    let (compiled, how) = if shapes {
+        gpu::compile_ways(&list, &target, true)?
+    } else {
+        gpu::compile_kernels(&list, &target, true)?
+    };
     std::fs::create_dir_all(&out)?;
     std::fs::write(out.join("code.ptx"), &compiled.code)?;
     for (name, mlir) in &compiled.mlir {
         std::fs::write(out.join(format!("{name}.mlir")), mlir)?;
     }
-    let rows: Vec<_> = (list.iter().zip(&how))
+    let of = |how: &GpuKernel| list.iter().find(|k| k.name == how.name);
+    let rows: Vec<_> = (how.iter())
+        .filter_map(|how| Some((of(how)?, how)))
         .map(|(k, how)| serde_json::json!({"kernel": k, "gpu": how}))
         .collect();
     std::fs::write(out.join("kernels.json"), serde_json::to_string_pretty(&rows)?)?;

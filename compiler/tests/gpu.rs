@@ -2,5 +2,7 @@
 
 #[path = "gpu/harness.rs"]
 mod harness;
+#[path = "gpu/matmul.rs"]
+mod matmul;
 #[path = "gpu/sweep_gradient.rs"]
 mod sweep_gradient;

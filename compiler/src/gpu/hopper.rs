@@ -32,6 +32,25 @@ pub fn arrive(e: &mut Emit, barrier: Val) {
     );
 }
 
+/// At the barrier in the same place of another block of the cluster, by its rank (i32). Who arrives has read by `wgmma`, and need not publish
+/// what it wrote: a release to the whole cluster would wait for all of the thread's stores, each time.
+pub fn arrive_in(e: &mut Emit, barrier: Val, rank: Val) {
+    let text =
+        "{ .reg .b32 there; mapa.shared::cluster.u32 there, $0, $1; mbarrier.arrive.shared::cluster.b64 _, [there]; }";
+    asm(e, text, "r,r,~{memory}", &[barrier, rank], &[]);
+}
+
+/// The block's number in its cluster, i32.
+pub fn rank(e: &mut Emit) -> Val {
+    asm(e, "mov.u32 $0, %cluster_ctarank;", "=r", &[], &[I32])[0]
+}
+
+/// All threads of the cluster meet.
+pub fn meet_cluster(e: &mut Emit) {
+    let text = "barrier.cluster.arrive.release; barrier.cluster.wait.acquire;";
+    asm(e, text, "~{memory}", &[], &[]);
+}
+
 /// Until the phase of this parity (i32) is complete.
 pub fn wait(e: &mut Emit, barrier: Val, parity: Val) {
     let text =
@@ -50,6 +69,15 @@ pub fn copy_box(e: &mut Emit, to: Val, map: Val, at: &[Val], barrier: Val) {
     let constraints = format!("r,l,r,{}~{{memory}}", "r,".repeat(rank));
     let operands: Vec<Val> = [to, map, barrier].iter().chain(at).copied().collect();
     asm(e, &text, &constraints, &operands, &[]);
+}
+
+/// As `copy_box` of a matrix, to the same place in each block of the cluster whose bit is in `blocks`; it completes at each one's barrier.
+pub fn copy_box_to_all(e: &mut Emit, to: Val, map: Val, [x, y]: [Val; 2], barrier: Val, blocks: i64) {
+    let text = format!(
+        "{{ .reg .b16 all; mov.b16 all, {blocks}; cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes\
+         .multicast::cluster [$0], [$1, {{$3, $4}}], [$2], all; }}"
+    );
+    asm(e, &text, "r,l,r,r,r,~{memory}", &[to, map, barrier, x, y], &[]);
 }
 
 pub fn prefetch_map(e: &mut Emit, map: Val) {
@@ -235,6 +263,12 @@ pub fn count(e: &mut Emit, counter: Val) -> Val {
         &[counter],
         &[I32],
     )[0]
+}
+
+/// So many bytes of memory to the second cache, if they are not there; address and count (i32) are multiples of 16.
+pub fn prefetch(e: &mut Emit, at: Val, bytes: Val) {
+    let text = "cp.async.bulk.prefetch.L2.global [$0], $1;";
+    asm(e, text, "l,r", &[at, bytes], &[]);
 }
 
 /// The larger, in one instruction.

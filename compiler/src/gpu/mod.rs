@@ -147,6 +147,26 @@ pub fn spaces(
     Ok(spaces)
 }
 
+/// As `compile_kernels`, but products have all their ways, for those who measure; kernels that are no products are left out.
+pub fn compile_ways(
+    kernels: &[Kernel],
+    target: &Target,
+    texts: bool,
+) -> Result<(Compiled, Vec<GpuKernel>), CodeError> {
+    let (mut how, mut functions) = (vec![], vec![]);
+    for kernel in kernels {
+        let named = with_ptx_name(kernel);
+        let Some(c) = &named.contraction else { continue };
+        let ways = ways(&named, c, target, &|_| true);
+        how.push(GpuKernel {
+            name: kernel.name.clone(),
+            variants: ways.iter().map(|w| w.variant.clone()).collect(),
+        });
+        functions.extend(ways.into_iter().flat_map(|w| w.functions));
+    }
+    Ok((assemble::compile(functions, target, texts)?, how))
+}
+
 /// One kernel, as the shipped tables have it.
 pub fn emit(kernel: &Kernel, target: &Target) -> Result<Emitted, CodeError> {
     tuned(kernel, target, &Tuning::default().of(target.name), &mut BTreeSet::new())
@@ -199,14 +219,16 @@ fn ways(kernel: &Kernel, c: &Contraction, target: &Target, wanted: &dyn Fn(&str)
         few_rows::ROWS.into_iter().for_each(|rows| few(rows, few_rows::variant));
     }
     if target.hopper && matmul::takes(kernel, c) {
-        let of_use = |(i, (name, _)): &(usize, &(&str, matmul::Shape))| *i == 0 || wanted(name);
-        for (_, (name, shape)) in matmul::SHAPES.iter().enumerate().filter(of_use) {
-            let (variant, functions) = matmul::variant(kernel, c, *shape, &function(name));
-            ways.push(Way {
-                name: name.to_string(),
-                variant,
-                functions,
-            });
+        for (i, shape) in matmul::SHAPES.iter().enumerate() {
+            let name = shape.name();
+            if i == 0 || wanted(&name) {
+                let (variant, functions) = matmul::variant(kernel, c, *shape, &function(&name));
+                ways.push(Way {
+                    name,
+                    variant,
+                    functions,
+                });
+            }
         }
         return ways;
     }

@@ -208,119 +208,13 @@ pub fn mma_bf16(e: &mut Emit, a: &[Val], b: &[Val], acc: &[Val]) -> Vec<Val> {
     asm(e, text, "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", &operands, &[F32; 4])
 }
 
-/// 16 bytes that are read once: they need no place in the first cache.
-pub fn load_once(e: &mut Emit, from: Val) -> Vec<Val> {
-    let text = "ld.global.nc.L1::no_allocate.v4.b32 {$0, $1, $2, $3}, [$4];";
-    asm(e, text, "=r,=r,=r,=r,l", &[from], &[I32; 4])
-}
-
 /// The line of global memory at the address is brought to the second cache.
 pub fn prefetch(e: &mut Emit, at: Val) {
     asm(e, "prefetch.global.L2 [$0];", "l", &[at], &[]);
 }
 
-// mbarriers, the copy engine and `wgmma` (sm_90a). Addresses in shared memory are i32.
-
-pub fn barrier_init(e: &mut Emit, at: Val, arrivals: i64) {
-    let n = e.int(arrivals, I32);
-    asm(
-        e,
-        "mbarrier.init.shared::cta.b64 [$0], $1;",
-        "r,r,~{memory}",
-        &[at, n],
-        &[],
-    );
-}
-
-/// Makes barriers that were just made visible to the copy engine.
-pub fn fence_barrier_init(e: &mut Emit) {
-    asm(e, "fence.mbarrier_init.release.cluster;", "~{memory}", &[], &[]);
-    asm(e, "fence.proxy.async.shared::cta;", "~{memory}", &[], &[]);
-}
-
-/// One arrival, and so many bytes to come.
-pub fn barrier_expect(e: &mut Emit, at: Val, bytes: i64) {
-    let n = e.int(bytes, I32);
-    let text = "mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;";
-    asm(e, text, "r,r,~{memory}", &[at, n], &[]);
-}
-
-pub fn barrier_arrive(e: &mut Emit, at: Val) {
-    asm(e, "mbarrier.arrive.shared::cta.b64 _, [$0];", "r,~{memory}", &[at], &[]);
-}
-
-/// Waits for the end of the phase of this parity.
-pub fn barrier_wait(e: &mut Emit, at: Val, parity: Val) {
-    let text = "{ .reg .pred p; WAIT${:uid}: mbarrier.try_wait.parity.shared::cta.b64 p, [$0], $1; @p bra DONE${:uid}; \
-                bra WAIT${:uid}; DONE${:uid}: }";
-    asm(e, text, "r,r,~{memory}", &[at, parity], &[]);
-}
-
-/// A box of a matrix to shared memory, its first element (x, y); completes at the barrier.
-pub fn copy_tensor(e: &mut Emit, to: Val, map: Val, [x, y]: [Val; 2], barrier: Val) {
-    let text =
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [$0], [$1, {$2, $3}], [$4];";
-    asm(e, text, "r,l,r,r,r,~{memory}", &[to, map, x, y, barrier], &[]);
-}
-
-/// Gives registers back, or takes them: of all threads of a warp group.
-pub fn set_registers(e: &mut Emit, n: i64, more: bool) {
-    let what = if more { "inc" } else { "dec" };
-    asm(e, &format!("setmaxnreg.{what}.sync.aligned.u32 {n};"), "", &[], &[]);
-}
-
-pub fn wgmma_fence(e: &mut Emit) {
-    asm(e, "wgmma.fence.sync.aligned;", "~{memory}", &[], &[]);
-}
-
-pub fn wgmma_commit(e: &mut Emit) {
-    asm(e, "wgmma.commit_group.sync.aligned;", "~{memory}", &[], &[]);
-}
-
-/// Waits until at most so many groups are on their way. The accumulators go through, so that nothing reads them before.
-pub fn wgmma_wait(e: &mut Emit, groups: i64, acc: &[Val]) -> Vec<Val> {
-    let outputs = vec!["=f"; acc.len()].join(",");
-    let ties = (0..acc.len()).map(|i| i.to_string()).collect::<Vec<_>>().join(",");
-    let text = format!("wgmma.wait_group.sync.aligned {groups};");
-    asm(
-        e,
-        &text,
-        &format!("{outputs},{ties},~{{memory}}"),
-        acc,
-        &vec![F32; acc.len()],
-    )
-}
-
-/// The descriptor of a K-major tile of 16-bit elements in rows of 128 bytes, swizzled (PTX ISA, "Matrix descriptor"): eight rows are 1024
-/// bytes. i64.
-pub fn descriptor(e: &mut Emit, at: Val) -> Val {
-    let mask = e.int(0x3ffff, I32);
-    let at = e.and(at, mask);
-    let at = e.shr(at, 4);
-    let at = e.extend_unsigned(at, Elem::I64);
-    // Stride 1024 bytes, leading offset unused, 128-byte swizzle.
-    let fixed = e.i64((1 << 62) | (64 << 32) | (1 << 16));
-    e.or(at, fixed)
-}
-
-/// acc (+)= a b for 64 rows, n columns and k = 16, bf16 into f32; a and b by descriptors. `keep` 0: what was in acc is forgotten.
-pub fn wgmma_bf16(e: &mut Emit, acc: &[Val], a: Val, b: Val, keep: Val) -> Vec<Val> {
-    let count = acc.len();
-    let list = (0..count).map(|i| format!("${i}")).collect::<Vec<_>>().join(", ");
-    let (da, db, p) = (count, count + 1, count + 2);
-    let text = format!(
-        "{{ .reg .pred p; setp.ne.b32 p, ${p}, 0; wgmma.mma_async.sync.aligned.m64n{}k16.f32.bf16.bf16 {{{list}}}, ${da}, ${db}, p, 1, 1, \
-         0, 0; }}",
-        count * 2
-    );
-    let outputs = vec!["=f"; count].join(",");
-    let ties = (0..count).map(|i| i.to_string()).collect::<Vec<_>>().join(",");
-    let operands: Vec<Val> = [a, b, keep].iter().chain(acc).copied().collect();
-    asm(
-        e,
-        &text,
-        &format!("{outputs},l,l,r,{ties}"),
-        &operands,
-        &vec![F32; count],
-    )
+/// 16 bytes that are read once: they need no place in the first cache.
+pub fn load_once(e: &mut Emit, from: Val) -> Vec<Val> {
+    let text = "ld.global.nc.L1::no_allocate.v4.b32 {$0, $1, $2, $3}, [$4];";
+    asm(e, text, "=r,=r,=r,=r,l", &[from], &[I32; 4])
 }

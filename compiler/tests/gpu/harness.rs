@@ -1,6 +1,6 @@
 //! Runs a plan's kernel as a GPU would: PTX evaluated on the CPU, every argument an allocation of its own.
 
-use compiler::gpu;
+use compiler::{cpu, gpu};
 use half::{bf16, f16};
 use ir::plan::Kernel;
 use ir::{DType, Sizes};
@@ -15,10 +15,21 @@ pub struct Compiled {
 
 /// For Hopper.
 pub fn compile(kernel: &Kernel) -> Compiled {
+    compile_by(kernel, gpu::compile_kernels)
+}
+
+/// A product, with a variant for every shape.
+pub fn compile_shapes(kernel: &Kernel) -> Compiled {
+    compile_by(kernel, gpu::compile_ways)
+}
+
+type Compile = fn(&[Kernel], &gpu::Target, bool) -> Result<(cpu::Compiled, Vec<GpuKernel>), cpu::CodeError>;
+
+fn compile_by(kernel: &Kernel, by: Compile) -> Compiled {
     let compiler::Target::Gpu(target) = compiler::Target::by_name("sm_90a").expect("a target") else {
         panic!("a GPU");
     };
-    let (compiled, mut how) = gpu::compile_kernels(std::slice::from_ref(kernel), &target, false).expect("it compiles");
+    let (compiled, mut how) = by(std::slice::from_ref(kernel), &target, false).expect("it compiles");
     let text = String::from_utf8(compiled.code).expect("PTX is text");
     Compiled {
         module: Module::parse(&text).expect("PTX that is read"),

@@ -116,7 +116,7 @@ pub fn arranged(
     let found = key.map_or(vec![], |key| tables.iter().filter_map(|t| t.find(key)).collect());
     let mut fill = Fill {
         ways,
-        columns: kernel.cols.as_const().unwrap_or(1),
+        columns: kernel.cols.as_const().unwrap_or(1) * (1 + i64::from(is_pair(kernel))),
         pieces: vec![],
         unknown,
     };
@@ -153,6 +153,11 @@ pub fn space(ways: Vec<Way>, key: String, kernel: &Kernel, tables: &[Table]) -> 
     Some((space, ways.into_iter().flat_map(|w| w.functions).collect()))
 }
 
+/// Are there two weights?
+fn is_pair(kernel: &Kernel) -> bool {
+    kernel.contraction.as_ref().is_some_and(|c| c.also.is_some())
+}
+
 /// What ranges are counted in.
 fn rows(kernel: &Kernel) -> Size {
     let batch = kernel.contraction.as_ref().map_or(0, |c| c.batch);
@@ -162,6 +167,7 @@ fn rows(kernel: &Kernel) -> Size {
 /// Ways with the most rows that each serves; the first one that fits is meant.
 struct Fill<'a> {
     ways: &'a [Way],
+    /// Of all weights together.
     columns: i64,
     pieces: Vec<(usize, Option<i64>)>,
     unknown: &'a mut BTreeSet<String>,

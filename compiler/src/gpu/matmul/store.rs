@@ -1,0 +1,246 @@
+//! The kernel's stages on a consumer's sums, in registers: what a product ends with.
+//!
+//!     for 64 rows, for rows g and g + 8 of a warp's 16
+//!       for some columns: sums, of four threads by turns, to neighbouring columns of each; loads; then stores
+//!
+//! `wgmma` leaves a thread two neighbouring columns of each eight. Four threads that have a row exchange theirs, so that each has 4 or 8
+//! neighbouring ones: 16 bytes of what is bf16. Nothing waits for another warp.
+
+use ir::Size;
+use ir::plan::{Access, Expr, Kernel, Stage};
+
+use super::super::epilogue::clamped;
+use super::super::mma::lane_bits;
+use super::super::{hopper, map, ptx};
+use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
+use crate::scalar::{Body, Columns, Point, memory};
+
+/// Sums of a thread that are loaded for together: so many loads are on their way.
+const TOGETHER: i64 = 32;
+
+pub struct Store<'b, 'k> {
+    pub body: &'b Body<'k>,
+    /// The rows' squares, where they were measured.
+    pub squares: Option<Val>,
+    /// Of the consumer: 64 each.
+    pub bands: i64,
+    /// Of each weight's tile.
+    pub columns: i64,
+    /// The thread's warp in its group; in the warp its number, its row and its pair of columns, i32.
+    pub warp: Val,
+    pub lane: Val,
+    pub g: Val,
+    pub c: Val,
+}
+
+/// Columns that a thread takes together: no more than `bytes` of what is stored, and than all rows begin at multiples of.
+pub fn lanes(kernel: &Kernel, bytes: i64) -> i64 {
+    let narrowest = stores(kernel).map(|(to, ..)| kernel.args[to.arg].dtype.bytes()).min();
+    let most = bytes / narrowest.unwrap_or(bytes);
+    [8, 4]
+        .into_iter()
+        .find(|n| *n <= most && map::allows(kernel, *n))
+        .unwrap_or(2)
+}
+
+/// The most that they are aligned to, in bytes.
+pub const ALIGNMENT: usize = 16;
+
+impl<'b, 'k> Store<'b, 'k> {
+    pub fn new(e: &mut Emit, body: &'b Body<'k>, thread: Val, squares: Option<Val>, bands: i64, columns: i64) -> Self {
+        let kernel = body.kernel;
+        Store {
+            body,
+            squares: squares.filter(|_| kernel.exprs.contains(&Expr::RowSquares)),
+            bands,
+            columns,
+            warp: lane_bits(e, thread, 5, 2),
+            lane: lane_bits(e, thread, 0, 5),
+            g: lane_bits(e, thread, 2, 3),
+            c: lane_bits(e, thread, 0, 2),
+        }
+    }
+
+    /// What the tile at (row, column) will load of rows goes to the second cache while the tile is multiplied: a thread a row.
+    pub fn expect(&self, e: &mut Emit, row: Val, column: Val) {
+        let kernel = self.body.kernel;
+        let streams: Vec<&Access> = (kernel.exprs.iter())
+            .filter_map(|x| match x {
+                Expr::Load(a) => Some(a),
+                _ => None,
+            })
+            .filter(|a| a.indirect.is_none() && *a.strides.last().unwrap_or(&a.offset) == Size::one())
+            .filter(|a| a.strides[..a.strides.len() - 1].iter().any(|s| s.coef != 0))
+            .collect();
+        if streams.is_empty() || !map::allows(kernel, 8) {
+            return;
+        }
+        let mine = e.int(16, self.lane.ty);
+        let mine = e.cmp(Cmp::Lt, self.lane, mine);
+        e.if_then(mine, &[], |e| {
+            let warp = e.shl(self.warp, 4);
+            let row = e.add(row, warp);
+            let row = e.add(row, self.lane);
+            let row = e.extend_signed(row, Elem::I64);
+            let column = e.extend_signed(column, Elem::I64);
+            let rows = self.body.size(e, &Size::product(&kernel.outer));
+            let cols = self.body.size(e, &kernel.cols);
+            let (left, width) = (e.sub(cols, column), e.i64(self.columns));
+            let count = e.min(left, width);
+            let count = e.truncate_int(count, Elem::I32);
+            for band in 0..self.bands {
+                let down = e.i64(64 * band);
+                let row = e.add(row, down);
+                let row = clamped(e, row, rows);
+                let index = self.body.unravel(e, row, &kernel.outer);
+                let mut point = self.body.point(index);
+                for a in &streams {
+                    let elem = memory(kernel.args[a.arg].dtype);
+                    let base = self.body.base(e, &mut point, a);
+                    let at = e.add(base, column);
+                    let at = e.at(self.body.args[a.arg], at, elem);
+                    let size = e.int(elem.bytes() as i64, count.ty);
+                    let bytes = e.mul(count, size);
+                    hopper::prefetch(e, at, bytes);
+                }
+            }
+            vec![]
+        });
+    }
+
+    /// `row`, `column`: the consumer's first, i32. `sums`: of each 64 rows, fragments of each weight, [tile of 8 columns][4].
+    pub fn run(&self, e: &mut Emit, row: Val, column: Val, sums: &[Vec<Val>]) {
+        let kernel = self.body.kernel;
+        let warp = e.shl(self.warp, 4);
+        let row = e.add(row, warp);
+        let row = e.add(row, self.g);
+        let row = e.extend_signed(row, Elem::I64);
+        let column = self.first_column(e, column);
+        let column = e.extend_signed(column, Elem::I64);
+        let rows = self.body.size(e, &Size::product(&kernel.outer));
+        for (band, sums) in sums.iter().enumerate() {
+            for half in 0..2 {
+                let down = e.i64(64 * band as i64 + 8 * half);
+                let row = e.add(row, down);
+                let there = e.cmp(Cmp::Lt, row, rows);
+                let row = clamped(e, row, rows);
+                let index = self.body.unravel(e, row, &kernel.outer);
+                let mut point = self.body.point(index);
+                point.squares = self.squares.map(|squares| {
+                    let at = e.at(squares, row, Elem::F32);
+                    e.load(at, Ty::scalar(Elem::F32))
+                });
+                kernel.stages.iter().for_each(|s| self.body.hoist(e, &mut point, s));
+                let count = (self.columns / 2) as usize;
+                let own: Vec<Vec<Val>> = (sums.chunks(count))
+                    .map(|all| {
+                        all.chunks(4)
+                            .flat_map(|f| f[2 * half as usize..][..2].to_vec())
+                            .collect()
+                    })
+                    .collect();
+                self.row(e, &mut point, there, column, &own);
+            }
+        }
+    }
+
+    fn lanes(&self) -> usize {
+        self.body.lanes
+    }
+
+    /// The thread's first column, behind the tile's.
+    fn first_column(&self, e: &mut Emit, column: Val) -> Val {
+        let one = e.int(1, self.c.ty);
+        let mine = match self.lanes() {
+            8 => e.shl(self.c, 3),
+            4 => {
+                let (tile, half) = (e.and(self.c, one), e.shr(self.c, 1));
+                let (tile, half) = (e.shl(tile, 3), e.shl(half, 2));
+                e.add(tile, half)
+            }
+            _ => e.shl(self.c, 1),
+        };
+        e.add(column, mine)
+    }
+
+    /// Neighbouring columns of each weight, and where they begin behind the thread's first.
+    fn groups(&self, e: &mut Emit, own: &[Val]) -> Vec<(i64, Vec<Val>)> {
+        let lanes = self.lanes();
+        (own.chunks(lanes).enumerate())
+            .map(|(i, pairs)| {
+                let mut pairs: Vec<[Val; 2]> = pairs.chunks(2).map(|p| [p[0], p[1]]).collect();
+                for bit in (0..2).filter(|bit| 2 << bit < lanes) {
+                    self.exchange(e, &mut pairs, bit);
+                }
+                ((i * lanes * 4) as i64, pairs.concat())
+            })
+            .collect()
+    }
+
+    /// Pairs whose numbers differ in a bit, with the thread whose number does.
+    fn exchange(&self, e: &mut Emit, pairs: &mut [[Val; 2]], bit: usize) {
+        let zero = e.int(0, self.c.ty);
+        let mask = e.int(1 << bit, self.c.ty);
+        let is_high = e.and(self.c, mask);
+        let is_high = e.cmp(Cmp::Ne, is_high, zero);
+        for low in (0..pairs.len()).filter(|i| i >> bit & 1 == 0) {
+            let high = low | 1 << bit;
+            for i in 0..2 {
+                let (a, b) = (pairs[low][i], pairs[high][i]);
+                let given = e.select(is_high, a, b);
+                let taken = ptx::shuffle_xor(e, given, 1 << bit);
+                pairs[low][i] = e.select(is_high, taken, a);
+                pairs[high][i] = e.select(is_high, b, taken);
+            }
+        }
+    }
+
+    /// One row: sums of each weight, [tile of 8 columns][2].
+    fn row(&self, e: &mut Emit, point: &mut Point, there: Val, column: Val, own: &[Vec<Val>]) {
+        let kernel = self.body.kernel;
+        let lanes = self.lanes() as i64;
+        let cols = self.body.size(e, &kernel.cols);
+        let whole = kernel.cols.as_const().is_some_and(|n| n % self.columns == 0);
+        for from in (0..own[0].len()).step_by(TOGETHER as usize) {
+            let end = (from + TOGETHER as usize).min(own[0].len());
+            let groups: Vec<_> = own.iter().map(|x| self.groups(e, &x[from..end])).collect();
+            let mut ready = vec![];
+            for (i, (right, first)) in groups[0].iter().enumerate() {
+                let right = e.i64(right + 4 * from as i64);
+                let mut first_column = e.add(column, right);
+                let mut here = there;
+                if !whole {
+                    let inside = e.cmp(Cmp::Lt, first_column, cols);
+                    here = e.and(there, inside);
+                    let lanes = e.i64(lanes);
+                    let last = e.sub(cols, lanes);
+                    first_column = e.min(first_column, last);
+                }
+                let mut columns = Columns::new(first_column, None, Some(e.vector(first)));
+                columns.also = groups.get(1).map(|g| e.vector(&g[i].1));
+                let values: Vec<(Val, Option<Val>)> = (stores(kernel))
+                    .map(|(_, value, when)| {
+                        let when = when.map(|w| self.body.vector(e, point, &mut columns, w));
+                        (self.body.vector(e, point, &mut columns, value), when)
+                    })
+                    .collect();
+                ready.push((columns, here, values));
+            }
+            for (mut columns, here, values) in ready {
+                e.if_then(here, &[], |e| {
+                    for ((to, ..), (value, when)) in stores(kernel).zip(values) {
+                        self.body.store_vector(e, point, &mut columns, to, value, when);
+                    }
+                    vec![]
+                });
+            }
+        }
+    }
+}
+
+fn stores(kernel: &Kernel) -> impl Iterator<Item = (&Access, usize, Option<usize>)> {
+    kernel.stages.iter().filter_map(|s| match s {
+        Stage::Store { to, value, when } => Some((to, *value, *when)),
+        Stage::Reduce { .. } => None,
+    })
+}
