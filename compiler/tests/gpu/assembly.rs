@@ -125,7 +125,7 @@ fn machine_code(cubin: &Path, kernels: &[GpuKernel], tree: &Tree) -> Vec<String>
             faults.push(format!("{}: nvdisasm does not list it", step.function));
             continue;
         };
-        let body = body.split("\n\t.section").next().unwrap_or("");
+        let body = body.split("\n\t.section\t").next().unwrap_or("");
         let has = |what: &str| body.split_whitespace().any(|word| word.split('.').next() == Some(what));
         let counts = describe::count(describe::function(tree, &step.function));
         let asks = |what: &str| counts.keys().any(|k| k.starts_with(what));

@@ -6,7 +6,11 @@ use crate::subjects::{TARGETS, group, make};
 use crate::{assembly, describe};
 
 /// Small kernels that are kept whole: (group, function).
-const WHOLE: [(&str, &str); 3] = [("small", "map"), ("products", "weights_r1"), ("small", "reduce_sum")];
+const WHOLE: [(&str, &str); 3] = [
+    ("small", "cast_sigmoid_mul"),
+    ("small", "reduce_sum"),
+    ("products", "matmul_264x64_r1"),
+];
 
 fn settings() -> insta::Settings {
     let mut settings = insta::Settings::clone_current();
