@@ -64,6 +64,10 @@ fn values(name: &str, all: &[[i64; 4]], elsewhere: &[&str]) {
             }
             for kernel in &made.kernels {
                 for (i, v) in kernel.variants.iter().enumerate() {
+                    // For one row, where each token is two.
+                    if v.at_most.as_ref().is_some_and(|(s, n)| s.coef > *n) {
+                        continue;
+                    }
                     let taken = seen.0.contains(&(kernel.name.clone(), i)) || !which(&v.steps[0].function);
                     let way = &v.steps[0].function;
                     assert!(taken, "{name} for {target}: {way} was run at no size");
@@ -94,10 +98,10 @@ groups! {
     small: [[1, 1, 1, 1], [2, 7, 5, 5], [1, 64, 33, 40], [3, 43, 257, 257]], elsewhere [];
     products: [[1, 1, 1, 1], [1, 2, 8, 8], [2, 2, 7, 9], [1, 7, 16, 16], [3, 3, 65, 65], [1, 127, 127, 127], [2, 64, 128, 128], [3, 43, 40, 40]],
         elsewhere [];
-    sweeps: [[1, 1, 1, 1], [2, 15, 16, 16], [1, 24, 25, 31], [1, 65, 70, 70], [2, 63, 33, 40]], elsewhere [];
-    layer: [[1, 1, 1, 1], [2, 3, 17, 20], [1, 9, 33, 40]], elsewhere [];
-    base: [[2, 3, 17, 20], [1, 9, 33, 40]], elsewhere [];
-    restart: [[1, 1, 1, 1], [2, 5, 17, 20]], elsewhere [];
-    stack: [[2, 5, 17, 20]], elsewhere [];
+    sweeps: [[1, 1, 1, 1], [2, 15, 16, 16], [1, 33, 70, 70]], elsewhere [];
+    layer: [[1, 1, 1, 1], [2, 3, 17, 20], [1, 2, 33, 40], [1, 9, 33, 40], [1, 65, 64, 64]], elsewhere [];
+    base: [[2, 3, 17, 20], [1, 64, 33, 40]], elsewhere [];
+    restart: [[1, 1, 1, 1], [1, 2, 5, 7], [2, 2, 8, 8], [2, 5, 17, 20], [1, 63, 65, 65]], elsewhere [];
+    stack: [[2, 5, 17, 20], [1, 63, 65, 65]], elsewhere [];
     train: [[2, 24, 24, 24]], elsewhere [];
 }
