@@ -8,7 +8,7 @@ use ptx::{Element, Launch, Machine, Module, Param, Swizzle, TensorMap};
 use runtime::artefact::{self, GpuKernel, MapSource, SYMBOLS, Variant};
 
 pub struct Compiled {
-    module: Module,
+    code: Code,
     pub gpu: GpuKernel,
     args: Vec<DType>,
 }
@@ -18,36 +18,67 @@ pub fn compile(kernel: &Kernel) -> Compiled {
     compile_by(kernel, gpu::compile_kernels)
 }
 
-/// A product, with a variant for every shape.
-pub fn compile_shapes(kernel: &Kernel) -> Compiled {
+/// A product, with a variant for every way.
+pub fn compile_ways(kernel: &Kernel) -> Compiled {
     compile_by(kernel, gpu::compile_ways)
 }
 
 type Compile = fn(&[Kernel], &gpu::Target, bool) -> Result<(cpu::Compiled, Vec<GpuKernel>), cpu::CodeError>;
 
 fn compile_by(kernel: &Kernel, by: Compile) -> Compiled {
-    let compiler::Target::Gpu(target) = compiler::Target::by_name("sm_90a").expect("a target") else {
-        panic!("a GPU");
-    };
-    let (compiled, mut how) = by(std::slice::from_ref(kernel), &target, false).expect("it compiles");
-    let text = String::from_utf8(compiled.code).expect("PTX is text");
+    let (compiled, mut how) = by(std::slice::from_ref(kernel), &target("sm_90a"), false).expect("it compiles");
     Compiled {
-        module: Module::parse(&text).expect("PTX that is read"),
+        code: Code::read(compiled.code),
         gpu: how.remove(0),
         args: kernel.args.iter().map(|a| a.dtype).collect(),
     }
 }
 
+pub fn target(name: &str) -> gpu::Target {
+    match compiler::Target::by_name(name).expect("a target") {
+        compiler::Target::Gpu(target) => target,
+        compiler::Target::Cpu(_) => panic!("{name} is no GPU"),
+    }
+}
+
 impl Compiled {
-    /// Launches a variant; `multiprocessors`: blocks that walk tiles are so many at most. The arguments are as the kernel leaves them.
+    /// See `Code::run`.
     pub fn run(&self, variant: &Variant, args: &[Vec<f64>], sizes: &Sizes, multiprocessors: u64) -> Vec<Vec<f64>> {
+        self.code.run(variant, &self.args, args, sizes, multiprocessors)
+    }
+}
+
+/// A module of PTX, and the module as text.
+pub struct Code {
+    module: Module,
+    pub text: String,
+}
+
+impl Code {
+    pub fn read(code: Vec<u8>) -> Code {
+        let text = String::from_utf8(code).expect("PTX is text");
+        Code {
+            module: Module::parse(&text).expect("PTX that is read"),
+            text,
+        }
+    }
+
+    /// Launches a variant; `multiprocessors`: blocks that walk tiles are so many at most. The arguments are as the kernel leaves them.
+    pub fn run(
+        &self,
+        variant: &Variant,
+        types: &[DType],
+        args: &[Vec<f64>],
+        sizes: &Sizes,
+        multiprocessors: u64,
+    ) -> Vec<Vec<f64>> {
         let mut machine = Machine::new();
         let mut alloc = |bytes: Vec<u8>| {
             let at = machine.alloc(bytes.len() as u64);
             machine.write(at, &bytes).expect("it is there");
             at
         };
-        let pairs: Vec<(&Vec<f64>, DType)> = args.iter().zip(self.args.iter().copied()).collect();
+        let pairs: Vec<(&Vec<f64>, DType)> = args.iter().zip(types.iter().copied()).collect();
         let buffers: Vec<u64> = pairs.iter().map(|(x, t)| alloc(bytes(x, *t))).collect();
         // What an earlier kernel left there is noise.
         let spaces: Vec<u64> = (variant.workspaces.iter())
@@ -76,9 +107,11 @@ impl Compiled {
             }
             let cluster = step.cluster.max(1);
             let blocks = blocks.next_multiple_of(cluster.into()) as u32;
-            let launch = Launch::new([blocks, 1, 1], step.threads)
+            let mut launch = Launch::new([blocks, 1, 1], step.threads)
                 .shared(step.shared)
                 .cluster(cluster);
+            // All threads of a row write its maximum and mass there, the same ones (`Few::write`).
+            launch.checks_races = !step.function.ends_with("_few");
             if let Err(fault) = machine.launch(&self.module, &step.function, launch, &params) {
                 panic!("{fault}");
             }
@@ -98,7 +131,7 @@ impl Compiled {
     }
 }
 
-fn size(s: &artefact::Size, sizes: &Sizes) -> u64 {
+pub fn size(s: &artefact::Size, sizes: &Sizes) -> u64 {
     (s.coef
         * s.syms
             .iter()

@@ -5,7 +5,7 @@ use ir::plan::{Access, Arg, Binary, Contraction, Expr, Kernel, Reduction, Rhs, S
 use ir::{DType, Size, Sizes};
 use proptest::prelude::*;
 
-use crate::harness::{Compiled, compile, compile_shapes};
+use crate::harness::{Compiled, compile, compile_ways};
 
 /// What becomes of the sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,7 +181,7 @@ fn every_shape() {
             a,
             ending,
         };
-        let compiled = compile_shapes(&case.kernel());
+        let compiled = compile_ways(&case.kernel());
         assert!(!compiled.gpu.variants.is_empty());
         for multiprocessors in [1, 132] {
             case.check(&compiled, multiprocessors);
@@ -214,7 +214,7 @@ fn long_walks() {
         a: DType::BF16,
         ending: Ending::Residual,
     };
-    let compiled = compile_shapes(&case.kernel());
+    let compiled = compile_ways(&case.kernel());
     case.check(&compiled, 2);
 }
 
@@ -241,6 +241,6 @@ proptest! {
 
     #[test]
     fn any_sizes(case in cases(), multiprocessors in 1u64..8) {
-        case.check(&compile_shapes(&case.kernel()), multiprocessors);
+        case.check(&compile_ways(&case.kernel()), multiprocessors);
     }
 }

@@ -150,6 +150,28 @@ fn layer(groups: i64, tokens: i64, depth: i64, window: i64) -> Case {
     }
 }
 
+/// For `subjects`, with the elements of each argument: both ways, heads of 64 and 128.
+pub fn kernels() -> Vec<(Kernel, Vec<Size>)> {
+    let plain = Case {
+        dtype: DType::F32,
+        ..layer(2, 24, 20, 10)
+    };
+    let all = [
+        ("gradient_64", layer(1, 70, 64, 24)),
+        ("gradient_128", layer(2, 40, 128, 24)),
+        ("gradient_plain", plain),
+    ];
+    let one = |(name, case): (&str, Case)| {
+        let lengths = case.elements().iter().map(|e| Size::from(e.1)).collect();
+        let kernel = Kernel {
+            name: name.to_string(),
+            ..case.kernel()
+        };
+        (kernel, lengths)
+    };
+    all.map(one).to_vec()
+}
+
 #[test]
 fn window_and_rest() {
     for case in [layer(2, 200, 128, 64), layer(1, 320, 64, 40)] {
