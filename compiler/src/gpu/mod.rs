@@ -148,11 +148,7 @@ pub fn spaces(
 }
 
 /// As `compile_kernels`, but products have all their ways, for those who measure; kernels that are no products are left out.
-pub fn compile_ways(
-    kernels: &[Kernel],
-    target: &Target,
-    texts: bool,
-) -> Result<(Compiled, Vec<GpuKernel>), CodeError> {
+pub fn compile_ways(kernels: &[Kernel], target: &Target, texts: bool) -> Result<(Compiled, Vec<GpuKernel>), CodeError> {
     let (mut how, mut functions) = (vec![], vec![]);
     for kernel in kernels {
         let named = with_ptx_name(kernel);
@@ -214,7 +210,9 @@ fn ways(kernel: &Kernel, c: &Contraction, target: &Target, wanted: &dyn Fn(&str)
         ways.push(Way::new(&name, variant, function(&name), text));
     };
     if few_rows_mma::takes(kernel, c) {
-        few_rows_mma::ROWS.into_iter().for_each(|rows| few(rows, few_rows_mma::variant));
+        few_rows_mma::ROWS
+            .into_iter()
+            .for_each(|rows| few(rows, few_rows_mma::variant));
     } else if few_rows::takes(kernel, c) {
         few_rows::ROWS.into_iter().for_each(|rows| few(rows, few_rows::variant));
     }

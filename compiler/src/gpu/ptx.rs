@@ -15,7 +15,7 @@ pub struct Signature {
     pub counters: bool,
     pub maps: usize,
     pub threads: u32,
-    /// The function waits for those in front of it, then lets the next one begin, at once (`Step::overlap`).
+    /// The function waits at once for those in front of it, which may let it begin before they end (`Step::overlap`).
     pub overlap: bool,
 }
 
@@ -58,7 +58,6 @@ pub fn function(name: &str, signature: Signature, body: impl FnOnce(&mut Emit, P
         .collect();
     if signature.overlap {
         wait_for_earlier(&mut e);
-        let_next_begin(&mut e);
     }
     body(
         &mut e,
@@ -111,7 +110,8 @@ pub fn wait_for_earlier(e: &mut Emit) {
     asm(e, "griddepcontrol.wait;", "~{memory}", &[], &[]);
 }
 
-/// The next function's blocks may take their places, as far as there is room; they wait for our end before they read.
+/// The next function's blocks may take their places, as far as there is room; they wait for our end before they read. Worth it where the next
+/// one reads weights meanwhile: behind products. Elsewhere it was measured to cost time (docs/notes/2026-11-26-cuda.md).
 ///
 /// Only behind `wait_for_earlier`: a multiprocessor forgets what it has cached when a function begins on it, not when it waits. Were two
 /// functions ahead, lines that an earlier one read of memory that is written anew in between would be stale for the later one.

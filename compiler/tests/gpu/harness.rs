@@ -107,11 +107,9 @@ impl Code {
             }
             let cluster = step.cluster.max(1);
             let blocks = blocks.next_multiple_of(cluster.into()) as u32;
-            let mut launch = Launch::new([blocks, 1, 1], step.threads)
+            let launch = Launch::new([blocks, 1, 1], step.threads)
                 .shared(step.shared)
                 .cluster(cluster);
-            // All threads of a row write its maximum and mass there, the same ones (`Few::write`).
-            launch.checks_races = !step.function.ends_with("_few");
             if let Err(fault) = machine.launch(&self.module, &step.function, launch, &params) {
                 panic!("{fault}");
             }

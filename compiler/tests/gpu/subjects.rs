@@ -44,7 +44,14 @@ pub struct Made {
 pub fn make(subject: &Subject, name: &str) -> Made {
     let plan = &subject.plan;
     let names: Vec<String> = plan.kernels.iter().map(|k| k.name.clone()).collect();
-    let module = gpu::compile_plans(&subject.kernels(), &[(plan, &names)], &target(name), &Default::default(), false).expect("it compiles");
+    let module = gpu::compile_plans(
+        &subject.kernels(),
+        &[(plan, &names)],
+        &target(name),
+        &Default::default(),
+        false,
+    )
+    .expect("it compiles");
     Made {
         code: Code::read(module.compiled.code),
         kernels: module.kernels,

@@ -185,13 +185,14 @@ impl<'b, 'k> Store<'b, 'k> {
         let is_high = e.cmp(Cmp::Ne, is_high, zero);
         for low in (0..pairs.len()).filter(|i| i >> bit & 1 == 0) {
             let high = low | 1 << bit;
-            for i in 0..2 {
-                let (a, b) = (pairs[low][i], pairs[high][i]);
+            let mut swap = |a: Val, b: Val| {
                 let given = e.select(is_high, a, b);
                 let taken = ptx::shuffle_xor(e, given, 1 << bit);
-                pairs[low][i] = e.select(is_high, taken, a);
-                pairs[high][i] = e.select(is_high, b, taken);
-            }
+                [e.select(is_high, taken, a), e.select(is_high, b, taken)]
+            };
+            let [[a0, a1], [b0, b1]] = [pairs[low], pairs[high]];
+            let [[a0, b0], [a1, b1]] = [swap(a0, b0), swap(a1, b1)];
+            (pairs[low], pairs[high]) = ([a0, a1], [b0, b1]);
         }
     }
 
