@@ -41,6 +41,9 @@ pub struct Args {
     /// A training step of --batch windows of --context tokens, fused against op by op, in turns, by what is trained
     #[arg(long, value_name = "gates,all,..", value_delimiter = ',', conflicts_with = "compare")]
     train: Vec<String>,
+    /// With --train: the fused program alone, where op by op has no room or no time
+    #[arg(long, requires = "train")]
+    alone: bool,
     /// With --compare: also the fused program with each of its passes switched off alone
     #[arg(long, requires = "compare")]
     ablate: bool,
@@ -67,7 +70,7 @@ impl Args {
         }
         if !self.train.is_empty() {
             let size = (self.batch as usize, self.context as usize);
-            let rows = compare_steps::run(&self.model, &self.train, size, self.runs, &self.common)?;
+            let rows = compare_steps::run(&self.model, &self.train, size, (self.runs, self.alone), &self.common)?;
             if self.common.json {
                 println!("{}", serde_json::json!({ "rows": rows }));
             } else {

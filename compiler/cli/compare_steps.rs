@@ -30,7 +30,7 @@ pub fn run(
     model: &Path,
     trainables: &[String],
     (batch, context): (usize, usize),
-    rounds: u32,
+    (rounds, alone): (u32, bool),
     common: &Common,
 ) -> anyhow::Result<Vec<Row>> {
     if !model.is_dir() {
@@ -56,7 +56,8 @@ pub fn run(
         };
         let parsed = recipe.check()?;
         let mut engines = vec![];
-        for program in [Program::fused(), Program::op_by_op()] {
+        let programs = [Program::fused(), Program::op_by_op()];
+        for program in programs.into_iter().take(if alone { 1 } else { 2 }) {
             let step = Step {
                 source: &source,
                 recipe: &recipe,
@@ -74,7 +75,7 @@ pub fn run(
             trainers.push((trainer, Times::default()));
         }
         // A device may have no room for op by op, which keeps every product of attention.
-        if let Err(e) = trainers[1].0.advance() {
+        if let Some(Err(e)) = trainers.get_mut(1).map(|(trainer, _)| trainer.advance()) {
             eprintln!("{trainable}, {}: {e:#}; it is left out", engines[1].0);
             trainers.pop();
         }

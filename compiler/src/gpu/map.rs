@@ -104,8 +104,12 @@ fn reads_along_points(kernel: &Kernel) -> bool {
         return false;
     }
     let one = Size::one();
-    let moving = |a: &&Access| a.strides[kernel.outer.len()].coef != 0 || a.strides[parallel - 1].coef != 0;
-    let all: Vec<&Access> = accesses(kernel).filter(moving).collect();
+    let by_column = |a: &&Access| a.strides[kernel.outer.len()].coef != 0;
+    // What a row has once weighs nothing beside what it has of each column.
+    let mut all: Vec<&Access> = accesses(kernel).filter(by_column).collect();
+    if all.is_empty() {
+        all = accesses(kernel).filter(|a| a.strides[parallel - 1].coef != 0).collect();
+    }
     let columns = all.iter().filter(|a| a.strides[kernel.outer.len()] == one).count();
     let points = all.iter().filter(|a| a.strides[parallel - 1] == one).count();
     points > columns
