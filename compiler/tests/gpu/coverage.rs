@@ -140,7 +140,10 @@ impl Case<'_> {
 
     fn holds(&self, v: &Variant) -> bool {
         let small = v.at_most.as_ref().is_none_or(|(s, n)| size(s, self.sizes) <= *n as u64);
-        small && v.multiples.iter().all(|(s, n)| size(s, self.sizes).is_multiple_of(*n as u64))
+        small
+            && v.multiples
+                .iter()
+                .all(|(s, n)| size(s, self.sizes).is_multiple_of(*n as u64))
     }
 
     /// Of an argument's largest element: weights and results are rounded in more places than the interpreter rounds them.
