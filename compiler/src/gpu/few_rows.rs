@@ -13,7 +13,7 @@ use runtime::artefact::{Step, Variant};
 
 use super::epilogue::clamped;
 use super::ptx::{self, F32, I32, Params, Signature};
-use super::{Target, tiles};
+use super::{Target, tiles, weights};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 use crate::pipeline;
 use crate::scalar::{Body, Columns, Math, memory, widen};
@@ -22,6 +22,8 @@ const THREADS: i64 = 256;
 const WARPS: i64 = THREADS / 32;
 /// Rows of the left side that a function is made for.
 pub const ROWS: [i64; 4] = [1, 2, 4, 8];
+/// Elements of a lane's 16 bytes of a weight.
+const CHUNK: i64 = 4;
 /// Loads of 16 bytes that a lane has under way.
 const IN_FLIGHT: i64 = 16;
 
@@ -134,34 +136,20 @@ impl Few<'_, '_> {
         self.body.kernel
     }
 
-    fn weights(&self) -> Vec<usize> {
-        let arg = |b: &Rhs| match b {
-            Rhs::Packed { arg } => Some(*arg),
-            _ => None,
-        };
-        std::iter::once(&self.c.b).chain(&self.c.also).filter_map(arg).collect()
-    }
-
     fn dtype(&self, arg: usize) -> DType {
         self.kernel().args[arg].dtype
     }
 
-    /// Elements of a lane's 16 bytes of a weight.
-    fn chunk(&self) -> i64 {
-        4
-    }
-
     /// First k of the lane's part of a step, and whether it is there.
     fn place(&self, e: &mut Emit, step: i64) -> (Val, Option<Val>) {
-        let chunk = self.chunk();
-        let first = e.int(step * 32 * chunk, I32);
-        let width = e.int(chunk, I32);
+        let first = e.int(step * 32 * CHUNK, I32);
+        let width = e.int(CHUNK, I32);
         let at = e.mul(self.lane, width);
         let at = e.add(at, first);
-        if (step + 1) * 32 * chunk <= self.k {
+        if (step + 1) * 32 * CHUNK <= self.k {
             return (e.extend_signed(at, Elem::I64), None);
         }
-        let (end, last) = (e.int(self.k, I32), e.int(self.k - chunk, I32));
+        let (end, last) = (e.int(self.k, I32), e.int(self.k - CHUNK, I32));
         let is_there = e.cmp(Cmp::Lt, at, end);
         let at = e.min(at, last);
         (e.extend_signed(at, Elem::I64), Some(is_there))
@@ -169,8 +157,8 @@ impl Few<'_, '_> {
 
     /// [product][column][row], equal in all lanes; and the rows' squares.
     fn sums(&self, e: &mut Emit) -> (Vec<Val>, Vec<Val>) {
-        let steps = (self.k + 32 * self.chunk() - 1) / (32 * self.chunk());
-        let weights = self.weights();
+        let steps = (self.k + 32 * CHUNK - 1) / (32 * CHUNK);
+        let weights = weights(self.c);
         let lines = weights.len() as i64 * self.columns;
         // As many steps together as there is room for their weights.
         let group = (IN_FLIGHT / lines).max(1).min(steps);
@@ -257,7 +245,7 @@ impl Few<'_, '_> {
     /// The row's elements that meet a lane's weights: in f32; nothing behind the last k.
     fn left(&self, e: &mut Emit, base: Val, k: Val, is_there: Option<Val>, squares: Option<&mut Val>) -> Vec<Val> {
         let dtype = self.dtype(self.c.a.arg);
-        let n = self.chunk() as usize;
+        let n = CHUNK as usize;
         let at = e.add(base, k);
         let ptr = e.at(self.body.args[self.c.a.arg], at, memory(dtype));
         let bytes = (n * dtype.bytes() as usize).min(16);

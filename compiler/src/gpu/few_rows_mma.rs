@@ -8,14 +8,14 @@
 //! A lane's 16 bytes are eight neighbours of k, and the same eight of both sides: which slots of the sum they take does not matter, so that
 //! nothing goes through shared memory or `ldmatrix` on its way in. Sums have one order.
 
-use ir::plan::{Contraction, Expr, Kernel, Rhs};
+use ir::plan::{Contraction, Expr, Kernel};
 use ir::{DType, Size};
 use runtime::artefact::{Step, Variant};
 
 use super::epilogue::{Tile, clamped};
 use super::mma::lane_bits;
 use super::ptx::{self, F32, I32, Params, Signature};
-use super::{Target, few_rows, math, tiles};
+use super::{Target, few_rows, math, tiles, weights};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 use crate::pipeline;
 use crate::scalar::{Body, Math, memory, widen};
@@ -33,14 +33,6 @@ const IN_FLIGHT: i64 = 8;
 pub fn takes(kernel: &Kernel, c: &Contraction) -> bool {
     few_rows::weights_of(kernel, c) == Some(DType::BF16)
         && weights(c).iter().all(|w| kernel.args[*w].dtype == DType::BF16)
-}
-
-fn weights(c: &Contraction) -> Vec<usize> {
-    let arg = |b: &Rhs| match b {
-        Rhs::Packed { arg } => Some(*arg),
-        _ => None,
-    };
-    std::iter::once(&c.b).chain(&c.also).filter_map(arg).collect()
 }
 
 /// The way for at most `rows` rows.

@@ -27,7 +27,7 @@ pub use target::Target;
 use std::collections::BTreeSet;
 
 use ir::Size;
-use ir::plan::{Contraction, Kernel, Plan};
+use ir::plan::{Contraction, Kernel, Plan, Rhs};
 use runtime::artefact::{self, GpuKernel, Join, Variant};
 
 use self::tuning::{Space, Table, Tuning, Way};
@@ -262,6 +262,15 @@ fn with_ptx_name(kernel: &Kernel) -> Kernel {
         name: kernel.name.replace('.', "_"),
         ..kernel.clone()
     }
+}
+
+/// The arguments that a product's weights are: one, or two.
+fn weights(c: &Contraction) -> Vec<usize> {
+    let arg = |b: &Rhs| match b {
+        Rhs::Packed { arg } => Some(*arg),
+        _ => None,
+    };
+    std::iter::once(&c.b).chain(&c.also).filter_map(arg).collect()
 }
 
 fn tiles(grid: &[(Size, i64)]) -> Vec<(artefact::Size, i64)> {

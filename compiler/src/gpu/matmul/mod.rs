@@ -30,7 +30,7 @@ use self::walk::Walk;
 use super::mma::lane_bits;
 use super::pipeline::{self, Ring, Turns};
 use super::ptx::{self, I32, Params, Signature};
-use super::{hopper, map, tiles};
+use super::{hopper, map, tiles, weights};
 use crate::mlir::emit::{Cmp, Emit};
 use crate::pipeline::size;
 use crate::scalar::{Body, Math};
@@ -140,14 +140,6 @@ fn way(kernel: &Kernel, c: &Contraction, shape: Shape, name: &str, spaces: bool)
         steps,
     };
     (variant, functions)
-}
-
-fn weights(c: &Contraction) -> Vec<usize> {
-    let arg = |b: &Rhs| match b {
-        Rhs::Packed { arg } => Some(*arg),
-        _ => None,
-    };
-    std::iter::once(&c.b).chain(&c.also).filter_map(arg).collect()
 }
 
 fn block(e: &mut Emit, kernel: &Kernel, c: &Contraction, shape: Shape, params: Params) {
