@@ -226,6 +226,13 @@ pub fn write_whole(path: &Path, parts: &[&[u8]]) -> Result<(), RuntimeError> {
     let name = path
         .file_name()
         .ok_or_else(|| failed(std::io::Error::from(std::io::ErrorKind::InvalidInput)))?;
+    // A rename would put a file in a device's place.
+    if std::fs::metadata(path).is_ok_and(|m| !m.is_file() && !m.is_dir()) {
+        return Err(RuntimeError::File {
+            path: path.to_path_buf(),
+            reason: "it is a device or a pipe; name a file".to_string(),
+        });
+    }
     let temporary = path.with_file_name(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
     let write = || {
         let mut file = File::create(&temporary)?;

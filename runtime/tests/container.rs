@@ -295,3 +295,17 @@ proptest! {
         let _ = Artefact::from_bytes(&bytes);
     }
 }
+
+/// As root a rename onto `/dev/full` would work, and the device would be gone.
+#[test]
+fn what_is_no_file_is_not_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let error = runtime::weights::write_whole(&path, &[b"bytes"])
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("socket") && error.contains("name a file"), "{error}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    assert!(!std::fs::metadata(&path).unwrap().is_file());
+}
