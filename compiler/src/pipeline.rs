@@ -175,13 +175,14 @@ fn rewrite(module: &mut Module, program: &Program, emit: &Emit) -> Result<(), Co
 }
 
 fn schedule(module: &Module, options: &Options, emit: &Emit) -> Result<Vec<Plan>, CompileError> {
+    let mut scheduling = options.program.scheduling;
+    scheduling.panels &= options.targets.iter().any(|t| matches!(t, Target::Cpu(_)));
     let mut plans = vec![];
     for entry in &options.entries {
-        let plan =
-            passes::schedule(module, entry, &options.program.scheduling).map_err(|e| CompileError::Schedule {
-                entry: entry.clone(),
-                reason: e.to_string(),
-            })?;
+        let plan = passes::schedule(module, entry, &scheduling).map_err(|e| CompileError::Schedule {
+            entry: entry.clone(),
+            reason: e.to_string(),
+        })?;
         emit.file(Stage::Plan, &format!("{entry}.plan"), || plan.to_string())?;
         plans.push(plan);
     }

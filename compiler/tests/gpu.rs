@@ -19,3 +19,5 @@ mod subjects;
 mod sweep_gradient;
 #[path = "gpu/sweeps.rs"]
 mod sweeps;
+#[path = "gpu/turned.rs"]
+mod turned;

@@ -32,6 +32,12 @@ pub struct CodeError(pub String);
 
 /// Compiles all kernels to one relocatable object; each is a symbol of its name.
 pub fn compile_kernels(kernels: &[Kernel], target: &Target, texts: bool) -> Result<Compiled, CodeError> {
+    if let Some(kernel) = kernels.iter().find(|k| k.is_turned()) {
+        let name = &kernel.name;
+        return Err(CodeError(format!(
+            "kernel {name} multiplies a matrix turned, which a CPU does from panels: schedule it with them"
+        )));
+    }
     let functions: Vec<(String, String)> = kernels.iter().map(|k| (k.name.clone(), emit(k, target))).collect();
     object::compile(functions, target, texts)
 }

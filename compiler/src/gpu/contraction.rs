@@ -179,13 +179,9 @@ impl Block<'_, '_> {
         // Who brings what: a row of A, four k of it; the same for a K-major B, else one column and four k.
         let (line, quarter) = (e.div(self.tile.thread, four), e.rem(self.tile.thread, four));
         let quarter = e.mul(quarter, four);
-        let row = self.tile.offset(e, self.tile.first, line);
-        let row = clamped(e, row, self.tile.rows);
-        let mut point = self.tile.point(e, row);
-        let a_base = self.tile.body.base(e, &mut point, &c.a);
-        let a_type = self.dtype(c.a.arg);
+        let left = self.left(e, line, quarter);
         let rounds = match c.b {
-            Rhs::Packed { arg } => a_type == DType::F32 && self.dtype(arg) == DType::BF16,
+            Rhs::Packed { arg } => self.dtype(c.a.arg) == DType::F32 && self.dtype(arg) == DType::BF16,
             _ => false,
         };
         let measures = self.kernel().exprs.contains(&Expr::RowSquares);
@@ -204,12 +200,12 @@ impl Block<'_, '_> {
             let mut squares = acc[acc.len() - 1];
             for i in 0..4 {
                 let i = e.int(i, I32);
-                let at = e.add(quarter, i);
+                let at = e.add(left.depth, i);
                 let depth = self.tile.offset(e, k, at);
-                let x = self.element(e, c.a.arg, a_base, depth, k_end);
+                let x = self.factor_element(e, &left, depth, k_end);
                 squares = e.fma(x, x, squares);
                 let x = if rounds { round(e, x) } else { x };
-                self.put(e, 0, at, line, x);
+                self.put(e, 0, at, left.line, x);
             }
             for (p, f) in factors.iter().enumerate() {
                 for i in 0..4 {
@@ -305,6 +301,32 @@ impl Block<'_, '_> {
         widen(e, raw, dtype)
     }
 
+    /// Neighbouring threads take what neighbours in memory: k of a row, or rows of a turned matrix.
+    fn left(&self, e: &mut Emit, line: Val, quarter: Val) -> Factor {
+        let a = &self.c.a;
+        let turned = self.kernel().is_turned();
+        let (line, depth) = if turned { self.across(e) } else { (line, quarter) };
+        let row = self.tile.offset(e, self.tile.first, line);
+        let row = clamped(e, row, self.tile.rows);
+        let mut point = self.tile.point(e, row);
+        let base = self.tile.body.base(e, &mut point, a);
+        let stride = turned.then(|| self.tile.body.size(e, a.strides.last().expect("k has a stride")));
+        Factor {
+            arg: a.arg,
+            base,
+            stride,
+            line,
+            depth,
+        }
+    }
+
+    /// A line of the tile and four k, where lines are neighbours in memory.
+    fn across(&self, e: &mut Emit) -> (Val, Val) {
+        let (tile, four) = (e.int(TILE, I32), e.int(4, I32));
+        let (line, part) = (e.rem(self.tile.thread, tile), e.div(self.tile.thread, tile));
+        (line, e.mul(part, four))
+    }
+
     fn factor(&self, e: &mut Emit, b: &Rhs, column: Val, line: Val, quarter: Val) -> Factor {
         let k = self.tile.body.size(e, &self.c.k);
         match b {
@@ -339,9 +361,7 @@ impl Block<'_, '_> {
             Rhs::NContiguous { arg, offset, strides } => {
                 let (last, batch) = strides.split_last().expect("k has a stride");
                 let base = self.tile.body.linear(e, offset, &self.tile.batch, batch);
-                let tile = e.int(TILE, I32);
-                let (line, part) = (e.rem(self.tile.thread, tile), e.div(self.tile.thread, tile));
-                let four = e.int(4, I32);
+                let (line, depth) = self.across(e);
                 let n = self.tile.offset(e, column, line);
                 let n = clamped(e, n, self.tile.cols);
                 let base = e.add(base, n);
@@ -351,7 +371,7 @@ impl Block<'_, '_> {
                     base,
                     stride: Some(stride),
                     line,
-                    depth: e.mul(part, four),
+                    depth,
                 }
             }
         }

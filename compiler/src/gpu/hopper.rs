@@ -140,11 +140,16 @@ pub struct Matrix {
     pub stride: i64,
     /// Bytes between panels of `swizzle` bytes, where rows are the sum's dimension.
     pub leading: i64,
+    /// The sum's dimension is its rows, not what is contiguous.
+    pub turned: bool,
 }
 
 impl Matrix {
     /// The lower half of the descriptor of a matrix at `address` (i32); what is known when compiling is the upper.
     pub fn at(self, e: &mut Emit, address: Val) -> Val {
+        // In a cluster an address has its block's number above; the field for it here is 14 bits wide.
+        let mask = e.int(0x3ffff, I32);
+        let address = e.and(address, mask);
         let address = e.shr(address, 4);
         let leading = e.int((self.leading >> 4) << 16, I32);
         e.or(address, leading)
@@ -176,14 +181,12 @@ pub enum Left<'a> {
 }
 
 /// `acc + sum over steps of a b` for bf16, 64 rows by `columns`, as one group that is not waited for. `acc`: none where it begins.
-/// `turned`: k is b's row, columns are contiguous.
 pub fn multiply(
     e: &mut Emit,
     columns: i64,
     left: Left,
     (right, b): (Matrix, Val),
     steps: &[Step],
-    turned: bool,
     acc: Option<&[Val]>,
 ) -> Vec<Val> {
     let n = columns as usize / 2;
@@ -219,10 +222,11 @@ pub fn multiply(
         text += &format!("setp.ne.b32 keep, {keep}, 0; ");
         text += &descriptor("y", right, &b, step.b);
         let shape = format!("wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.bf16.bf16");
-        let turned = i64::from(turned);
+        let turned = i64::from(right.turned);
         if let Some((how, a)) = &a {
             text += &descriptor("x", *how, a, step.a);
-            text += &format!("{shape} {{{outputs}}}, x, y, keep, 1, 1, 0, {turned}; ");
+            let left = i64::from(how.turned);
+            text += &format!("{shape} {{{outputs}}}, x, y, keep, 1, 1, {left}, {turned}; ");
         } else {
             let a = fragments[4 * i..4 * i + 4].join(", ");
             text += &format!("{shape} {{{outputs}}}, {{{a}}}, y, keep, 1, 1, {turned}; ");

@@ -42,16 +42,21 @@ pub fn takes(kernel: &Kernel, c: &Contraction) -> Option<Vec<Size>> {
             (*arg, strides.iter().chain([offset]).collect())
         }
     };
-    sizes.extend(row_strides(&c.a).iter().chain([&c.a.offset]));
+    sizes.extend(lines(kernel, &c.a).iter().chain([&c.a.offset]));
     let plain = c.a.indirect.is_none() && c.also.is_none() && !kernel.exprs.contains(&Expr::RowSquares);
     let known_odd = sizes.iter().any(|s| s.as_const().is_some_and(|n| n % 8 != 0));
     let takes = is_bf16(c.a.arg) && is_bf16(arg) && plain && !kernel.reduces() && !known_odd;
     takes.then(|| sizes.into_iter().filter(|s| s.coef % 8 != 0).cloned().collect())
 }
 
-/// All strides but the last, which is k's.
-fn row_strides(a: &Access) -> &[Size] {
-    &a.strides[..a.strides.len() - 1]
+/// The strides from one contiguous line to the next: the rows', or k's of a turned matrix.
+fn lines<'k>(kernel: &Kernel, a: &'k Access) -> &'k [Size] {
+    let (k, rows) = a.strides.split_last().expect("k has a stride");
+    if kernel.is_turned() {
+        std::slice::from_ref(k)
+    } else {
+        rows
+    }
 }
 
 /// `even`: what `takes` gave.
@@ -97,8 +102,17 @@ struct Side {
     bases: Vec<Val>,
     /// First element in the row, or for values in the columns, i64; then the place in the stage, in bytes.
     at: Vec<(Val, Val)>,
-    /// Elements from k to k, where k is the row; then rows are k and bases are the batch point's.
-    stride: Option<Val>,
+    /// Where a line is one k of the tile's rows or columns.
+    by_k: Option<ByK>,
+}
+
+/// Then `Side::bases` are places in k, and a line begins so many elements behind the one before.
+struct ByK {
+    /// Element 0 of the first line.
+    first: Val,
+    stride: Val,
+    /// How many rows or columns there are.
+    end: Val,
 }
 
 fn block(e: &mut Emit, kernel: &Kernel, c: &Contraction, params: Params) {
@@ -165,13 +179,23 @@ fn chunk_of(e: &mut Emit, thread: Val, i: i64, chunks: i64) -> (Val, Val) {
     (e.add(row, more), chunk)
 }
 
-/// A's rows.
+/// A's rows, or its lines of rows.
 fn left(e: &mut Emit, t: &Tile, c: &Contraction) -> Side {
+    if t.body.kernel.is_turned() {
+        let k = t.body.size(e, c.a.strides.last().expect("k has a stride"));
+        let first = t.body.size(e, &c.a.offset);
+        let lines = ByK {
+            first,
+            stride: k,
+            end: t.rows,
+        };
+        return by_k(e, t, c.a.arg, t.first, lines);
+    }
     let mut side = Side {
         arg: c.a.arg,
         bases: vec![],
         at: vec![],
-        stride: None,
+        by_k: None,
     };
     for i in 0..SIDE / 16 / THREADS {
         let (row, chunk) = chunk_of(e, t.thread, i, DEPTH / 8);
@@ -181,6 +205,24 @@ fn left(e: &mut Emit, t: &Tile, c: &Contraction) -> Side {
         let mut point = t.point(e, row);
         side.bases.push(t.body.base(e, &mut point, &c.a));
         side.at.push((elements(e, chunk), to));
+    }
+    side
+}
+
+/// A side whose lines are k, from row or column `begin` on.
+fn by_k(e: &mut Emit, t: &Tile, arg: usize, begin: Val, lines: ByK) -> Side {
+    let mut side = Side {
+        arg,
+        bases: vec![],
+        at: vec![],
+        by_k: Some(lines),
+    };
+    for i in 0..SIDE / 16 / THREADS {
+        let (line, chunk) = chunk_of(e, t.thread, i, TILE / 8);
+        let to = place(e, line, chunk, TILE / 8);
+        let first = elements(e, chunk);
+        side.bases.push(e.extend_signed(line, Elem::I64));
+        side.at.push((e.add(begin, first), to));
     }
     side
 }
@@ -201,32 +243,28 @@ fn right(e: &mut Emit, t: &Tile, c: &Contraction, column: Val) -> Side {
             (*arg, base, Some(t.body.size(e, last)))
         }
     };
-    let by_k = matches!(c.b, Rhs::NContiguous { .. });
+    if let (Rhs::NContiguous { .. }, Some(stride)) = (&c.b, strides) {
+        let lines = ByK {
+            first: base,
+            stride,
+            end: t.cols,
+        };
+        return by_k(e, t, arg, column, lines);
+    }
     let mut side = Side {
         arg,
         bases: vec![],
         at: vec![],
-        stride: if by_k { strides } else { None },
+        by_k: None,
     };
-    let chunks = if by_k { TILE / 8 } else { DEPTH / 8 };
     for i in 0..SIDE / 16 / THREADS {
-        let (row, chunk) = chunk_of(e, t.thread, i, chunks);
-        let to = place(e, row, chunk, chunks);
-        if by_k {
-            let first = elements(e, chunk);
-            side.bases.push(e.extend_signed(row, Elem::I64));
-            side.at.push((e.add(column, first), to));
-            continue;
-        }
+        let (row, chunk) = chunk_of(e, t.thread, i, DEPTH / 8);
+        let to = place(e, row, chunk, DEPTH / 8);
         let n = t.offset(e, column, row);
         let n = clamped(e, n, t.cols);
         let at = e.mul(n, strides.unwrap_or(k));
         side.bases.push(e.add(base, at));
         side.at.push((elements(e, chunk), to));
-    }
-    if by_k {
-        // The batch point's first element: the same for all chunks.
-        side.bases.push(base);
     }
     side
 }
@@ -245,24 +283,24 @@ fn bytes_before(e: &mut Emit, at: Val, end: Val) -> Val {
 fn bring(e: &mut Emit, t: &Tile, side: &Side, k: Val, k_end: Val, to: Val) {
     let base = t.body.args[side.arg];
     for (i, (at, place)) in side.at.iter().enumerate() {
-        let (element, bytes) = match side.stride {
+        let (element, bytes) = match &side.by_k {
             None => {
                 let k = e.add(k, *at);
                 let bytes = bytes_before(e, k, k_end);
                 let k = clamped(e, k, k_end);
                 (e.add(side.bases[i], k), bytes)
             }
-            Some(stride) => {
-                let row = e.add(k, side.bases[i]);
-                let is_there = e.cmp(Cmp::Lt, row, k_end);
-                let row = clamped(e, row, k_end);
-                let bytes = bytes_before(e, *at, t.cols);
+            Some(lines) => {
+                let line = e.add(k, side.bases[i]);
+                let is_there = e.cmp(Cmp::Lt, line, k_end);
+                let line = clamped(e, line, k_end);
+                let bytes = bytes_before(e, *at, lines.end);
                 let none = e.int(0, I32);
                 let bytes = e.select(is_there, bytes, none);
-                let column = clamped(e, *at, t.cols);
-                let row = e.mul(row, stride);
-                let first = e.add(side.bases[side.at.len()], row);
-                (e.add(first, column), bytes)
+                let at = clamped(e, *at, lines.end);
+                let line = e.mul(line, lines.stride);
+                let first = e.add(lines.first, line);
+                (e.add(first, at), bytes)
             }
         };
         // Where nothing is there nothing is read, but the address must be aligned all the same.
@@ -318,7 +356,7 @@ fn sum(e: &mut Emit, t: &Tile, c: &Contraction, a: &Side, b: &Side) -> Vec<Val> 
         let next = e.add(step, ahead);
         fetch(e, next);
         let from = stage(e, step);
-        warp.products(e, from, b.stride.is_some(), acc)
+        warp.products(e, from, [a, b].map(|side| side.by_k.is_some()), acc)
     });
     // The stages become the place of the sums.
     ptx::wait_copies(e, 0);
@@ -354,16 +392,18 @@ impl Warp {
         }
     }
 
-    fn products(&self, e: &mut Emit, stage: Val, by_k: bool, acc: &[Val]) -> Vec<Val> {
+    /// `by_k`: of each side.
+    fn products(&self, e: &mut Emit, stage: Val, by_k: [bool; 2], acc: &[Val]) -> Vec<Val> {
         let mut acc = acc.to_vec();
         let (m_tiles, n_tiles) = (WARP[0] / 16, WARP[1] / 8);
         let side = e.int(SIDE, I32);
         let right = e.add(stage, side);
         for k in 0..DEPTH / 16 {
-            let a: Vec<Vec<Val>> = (0..m_tiles).map(|m| self.left(e, stage, m, k)).collect();
+            let left = if by_k[0] { Warp::left_by_k } else { Warp::left };
+            let a: Vec<Vec<Val>> = (0..m_tiles).map(|m| left(self, e, stage, m, k)).collect();
             let mut b: Vec<[Val; 2]> = vec![];
             for pair in 0..n_tiles / 2 {
-                let r = if by_k {
+                let r = if by_k[1] {
                     self.right_by_k(e, right, pair, k)
                 } else {
                     self.right(e, right, pair, k)
@@ -393,6 +433,23 @@ impl Warp {
         let at = place(e, row, chunk, DEPTH / 8);
         let at = e.add(stage, at);
         ptx::load_matrices(e, at, false)
+    }
+
+    /// The same fragments of lines of rows, turned as they are read.
+    fn left_by_k(&self, e: &mut Emit, stage: Val, m: i64, k: i64) -> Vec<Val> {
+        let (low, high) = (lane_bits(e, self.lane, 0, 3), lane_bits(e, self.lane, 4, 1));
+        let high = e.shl(high, 3);
+        let line = e.or(low, high);
+        let first = e.int(16 * k, I32);
+        let line = e.add(line, first);
+        let chunk = lane_bits(e, self.lane, 3, 1);
+        let row = e.shr(self.row, 3);
+        let chunk = e.add(chunk, row);
+        let first = e.int(2 * m, I32);
+        let chunk = e.add(chunk, first);
+        let at = place(e, line, chunk, TILE / 8);
+        let at = e.add(stage, at);
+        ptx::load_matrices(e, at, true)
     }
 
     /// Columns pair * 16.. as rows of k: matrices (low columns, first chunk), (low, second), (high, first), (high, second).

@@ -15,18 +15,22 @@ pub struct Compiled {
 
 /// For Hopper.
 pub fn compile(kernel: &Kernel) -> Compiled {
-    compile_by(kernel, gpu::compile_kernels)
+    compile_for(kernel, "sm_90a")
 }
 
-/// A product, with a variant for every way.
+pub fn compile_for(kernel: &Kernel, target: &str) -> Compiled {
+    compile_by(kernel, target, gpu::compile_kernels)
+}
+
+/// A product for Hopper, with a variant for every way.
 pub fn compile_ways(kernel: &Kernel) -> Compiled {
-    compile_by(kernel, gpu::compile_ways)
+    compile_by(kernel, "sm_90a", gpu::compile_ways)
 }
 
 type Compile = fn(&[Kernel], &gpu::Target, bool) -> Result<(cpu::Compiled, Vec<GpuKernel>), cpu::CodeError>;
 
-fn compile_by(kernel: &Kernel, by: Compile) -> Compiled {
-    let (compiled, mut how) = by(std::slice::from_ref(kernel), &target("sm_90a"), false).expect("it compiles");
+fn compile_by(kernel: &Kernel, name: &str, by: Compile) -> Compiled {
+    let (compiled, mut how) = by(std::slice::from_ref(kernel), &target(name), false).expect("it compiles");
     Compiled {
         code: Code::read(compiled.code),
         gpu: how.remove(0),

@@ -103,11 +103,14 @@ fn of_graph(path: &Path) -> Vec<Plan> {
     let text = text.split_once("\n---\n").map_or(&text[..], |(_, text)| text);
     let module = ir::text::parse(text).unwrap_or_else(|e| panic!("{}: {e:?}", path.display()));
     let entries = module.functions.iter().map(|f| f.name.as_str());
+    let scheduling = passes::Scheduling {
+        panels: false,
+        ..passes::Scheduling::FUSED
+    };
     entries
         .filter(|name| !name.contains("layer") && !name.contains("trip") && *name != "logits")
         .map(|entry| {
-            passes::schedule(&module, entry, &passes::Scheduling::FUSED)
-                .unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+            passes::schedule(&module, entry, &scheduling).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
         })
         .collect()
 }

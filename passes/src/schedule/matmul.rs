@@ -52,14 +52,16 @@ impl Scheduler<'_> {
                     perm.swap(rank - 1, rank - 2);
                 }
                 let mut b = b.transposed(&perm);
-                if let Some((panels, left)) = self.runtime_panels(frame, &a, &b, &shape) {
+                if self.options.panels
+                    && let Some((panels, left)) = self.runtime_panels(frame, &a, &b, &shape)
+                {
                     names.push(format!("matmul_{}x{depth}", shape[shape.len() - 1]));
                     let arg = k.arg(panels.buffer, panels.dtype, false);
                     let packed_a = left.is_some();
                     let a = left.unwrap_or(a);
                     return Ok(self.contracted(k, a, packed_a, depth, (0, Rhs::Packed { arg }), shape.len()));
                 }
-                let short = depth.as_const().is_some_and(|k| k <= LONGEST_KEY);
+                let short = !self.options.panels || depth.as_const().is_some_and(|k| k <= LONGEST_KEY);
                 let k_contiguous = b.strides[rank - 2] == Size::one() && short;
                 if !k_contiguous && b.strides[rank - 1] != Size::one() {
                     b = self.copy(&b);
@@ -80,12 +82,13 @@ impl Scheduler<'_> {
         (batch, b): (usize, Rhs),
         rank: usize,
     ) -> ExprId {
-        if a.strides.last() != Some(&Size::one()) {
+        let packed = matches!(b, Rhs::Packed { .. });
+        if a.strides.last() != Some(&Size::one()) && (packed || self.options.panels || !is_turned_matrix(&a)) {
             a = self.copy(&a);
         }
-        // Behind the rows' strides stands k's, which is 1.
+        // Behind the rows' strides stands k's.
         let mut strides = a.broadcast_strides(rank);
-        strides[rank - 1] = Size::one();
+        strides[rank - 1] = a.strides.last().expect("a matrix has columns").clone();
         let a = k.access(&a, &strides, None, false);
         if let Some(first) = &mut k.contraction {
             first.also = Some(b);
@@ -156,6 +159,13 @@ impl Scheduler<'_> {
         frame.panels.push((m.clone(), to.clone()));
         to
     }
+}
+
+/// One matrix whose rows are contiguous.
+fn is_turned_matrix(v: &View) -> bool {
+    let (front, matrix) = v.shape.split_at(v.shape.len() - 2);
+    let known = matrix.iter().all(|n| n.as_const().is_some_and(|n| n > 1));
+    known && front.iter().all(|n| n.as_const() == Some(1)) && v.strides[v.shape.len() - 2] == Size::one()
 }
 
 /// Dimensions up to the last that b has are batch; the others are rows, so that one pass over b serves them all.

@@ -35,6 +35,9 @@ pub struct Scheduling {
     pub joined_sweeps: bool,
     /// Values lie as their readers want them.
     pub layouts: bool,
+    /// Matrices that no load has packed are packed, and turned, in front of their product: what a CPU wants. A GPU's matrix units read
+    /// either way.
+    pub panels: bool,
 }
 
 impl Scheduling {
@@ -42,11 +45,13 @@ impl Scheduling {
         epilogues: true,
         joined_sweeps: true,
         layouts: true,
+        panels: true,
     };
     pub const OP_BY_OP: Scheduling = Scheduling {
         epilogues: false,
         joined_sweeps: false,
         layouts: false,
+        panels: true,
     };
 }
 

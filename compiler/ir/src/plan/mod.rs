@@ -222,8 +222,8 @@ pub enum Reduction {
 pub struct Contraction {
     pub batch: usize,
     pub k: Size,
-    /// Strides for each outer dimension (k is contiguous: stride 1, which stands last). f32 beside a bf16 weight is rounded as it is
-    /// read.
+    /// Strides for each outer dimension, then k's. k is contiguous, or, in a matrix that is multiplied turned, the rows are (one outer
+    /// dimension, b not packed): that is for GPUs. f32 beside a bf16 weight is rounded as it is read.
     pub a: Access,
     /// a is in panels, its rows as a panel's columns; its access gives the logical place in `[m, k]`. Only beside a packed b.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -296,6 +296,12 @@ impl Kernel {
 
     pub fn reduces(&self) -> bool {
         self.stages.iter().any(|s| matches!(s, Stage::Reduce { .. }))
+    }
+
+    /// Does the contraction multiply a matrix turned, whose rows are contiguous and not its k?
+    pub fn is_turned(&self) -> bool {
+        let strides = self.contraction.as_ref().and_then(|c| c.a.strides.last());
+        strides.is_some_and(|k| k.as_const() != Some(1))
     }
 
     /// Points of `outer` in one tile of a kernel without contraction: short rows go together.

@@ -233,8 +233,14 @@ pub fn verify_kernel(kernel: &Kernel) -> Vec<PlanError> {
             check.fail(format!("{} batch dimensions of {rank}", c.batch));
         }
         check.access(&c.a, None, "the contraction's left side");
-        if c.a.strides.last().is_some_and(|s| s.as_const() != Some(1)) {
-            check.fail("the contraction's left side is not contiguous in k".to_string());
+        if kernel.is_turned() {
+            let one_row = c.batch == 0 && rank == 1 && c.a.strides[0] == Size::one();
+            let alone = c.also.is_none() && !c.packed_a && !matches!(c.b, Rhs::Packed { .. });
+            if !one_row || !alone || kernel.exprs.contains(&Expr::RowSquares) {
+                check.fail(
+                    "the contraction's left side is contiguous neither in k nor in the rows of a matrix".to_string(),
+                );
+            }
         }
         if c.packed_a && (c.batch > 0 || !matches!(c.b, Rhs::Packed { .. })) {
             check.fail("a packed left side beside what is not packed".to_string());

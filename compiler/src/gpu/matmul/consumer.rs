@@ -6,9 +6,10 @@
 //!
 //! Where consumers share a tile, one runs ahead of the other by some stages, so that the other multiplies while it stores.
 
-use super::super::hopper::{self, Left, Matrix, Step};
+use super::super::hopper::{self, Left, Step};
 use super::super::pipeline::{Place, Ring, Turns};
 use super::super::ptx::I32;
+use super::side::Side;
 use super::store::Store;
 use super::walk::Walk;
 use super::{DEPTH, Shape};
@@ -16,13 +17,6 @@ use crate::mlir::emit::{Cmp, Emit, Val};
 
 /// Rows of a `wgmma`.
 const ROWS: i64 = 64;
-/// A tile of 16-bit elements in rows of 128 bytes, swizzled: eight rows are 1024 bytes.
-const TILE: Matrix = Matrix {
-    swizzle: 128,
-    stride: 1024,
-    leading: 16,
-};
-
 pub struct Consumer<'s> {
     pub shape: Shape,
     pub ring: Ring,
@@ -33,6 +27,9 @@ pub struct Consumer<'s> {
     pub lane: Val,
     /// Of k.
     pub steps: i64,
+    pub left: &'s Side,
+    /// The first right side: the second one lies alike, behind it.
+    pub right: &'s Side,
     pub store: Store<'s, 's>,
 }
 
@@ -115,18 +112,22 @@ impl Consumer<'_> {
         stage.wait(e);
         let behind = e.int(self.shape.rows * DEPTH * 2, I32);
         let b = e.add(stage.at, behind);
-        let b = (TILE, TILE.at(e, b));
+        let (left, right) = (self.left.matrix(), self.right.matrix());
+        let b = (right, right.at(e, b));
         let a = e.add(stage.at, below);
-        // 16 elements are 32 bytes of the swizzled row.
-        let steps: Vec<Step> = (0..DEPTH / 16).map(|i| Step { a: 32 * i, b: 32 * i }).collect();
+        let step = |i: i64| Step {
+            a: i * self.left.step(),
+            b: i * self.right.step(),
+        };
+        let steps: Vec<Step> = (0..DEPTH / 16).map(step).collect();
         let count = (self.shape.columns / 2) as usize;
         let mut all = vec![];
         for band in 0..self.shape.height() / ROWS {
             let down = e.int(band * ROWS * DEPTH * 2, I32);
             let a = e.add(a, down);
-            let left = Left::Shared(TILE, TILE.at(e, a));
+            let a = Left::Shared(left, left.at(e, a));
             let acc = acc.map(|acc| &acc[band as usize * count..(band as usize + 1) * count]);
-            all.extend(hopper::multiply(e, self.shape.columns, left, b, &steps, false, acc));
+            all.extend(hopper::multiply(e, self.shape.columns, a, b, &steps, acc));
         }
         (all, stage.empty)
     }

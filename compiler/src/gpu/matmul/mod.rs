@@ -1,11 +1,12 @@
-//! bf16 weights by many rows on Hopper: `wgmma` on tiles that the copy engine brings, warp-specialised and persistent.
+//! bf16 matrices on Hopper, weights by many rows and the products of a backward: `wgmma` on tiles that the copy engine brings,
+//! warp-specialised and persistent.
 //!
 //!     [rows]   what is f32, measured or irregular is rounded to a workspace first, its rows' squares beside it
 //!     block = tiles from its cluster's number on
 //!       producer (one thread)      for tile, for k step 64: a stage of A and B by the copy engine
 //!       consumers (two groups)     for tile, for k step 64: products; then the kernel's stages in registers
 //!
-//! A stage's rows are 128 bytes, swizzled as `wgmma` reads them. The blocks of a cluster share the weights' part of each stage: tiles of
+//! A stage's lines are 128 bytes, swizzled as `wgmma` reads them; lines are k or, turned, rows (`side.rs`). The blocks of a cluster share the weights' part of each stage: tiles of
 //! 128 x 256 read 48 bytes a cycle from the second cache, which is more than it has for all multiprocessors, and 32 if two share it.
 
 mod apart;
@@ -13,24 +14,26 @@ mod consumer;
 mod producer;
 mod rounding;
 mod shape;
+mod side;
 mod store;
 mod walk;
 
 pub use apart::reduced;
 pub use shape::{SHAPES, Shape};
 
-use ir::plan::{Contraction, Expr, Kernel, Rhs};
+use ir::plan::{Contraction, Kernel, Rhs};
 use ir::{DType, Size};
-use runtime::artefact::{MapSource, Step, TensorMap, Variant};
+use runtime::artefact::{Step, TensorMap, Variant};
 
 use self::consumer::Consumer;
 use self::shape::DEPTH;
+use self::side::Side;
 use self::store::Store;
 use self::walk::Walk;
 use super::mma::lane_bits;
 use super::pipeline::{self, Ring, Turns};
 use super::ptx::{self, I32, Params, Signature};
-use super::{hopper, map, tiles, weights};
+use super::{hopper, map, tiles};
 use crate::mlir::emit::{Cmp, Emit};
 use crate::pipeline::size;
 use crate::scalar::{Body, Math};
@@ -40,23 +43,29 @@ const THREADS: i64 = 384;
 const REGISTERS: [i64; 2] = [40, 232];
 
 pub fn takes(kernel: &Kernel, c: &Contraction) -> bool {
-    let weight = |b: &Rhs| matches!(b, Rhs::Packed { arg } if kernel.args[*arg].dtype == DType::BF16);
-    let left = matches!(kernel.args[c.a.arg].dtype, DType::BF16 | DType::F32) && c.a.indirect.is_none();
-    let known = c.k.as_const().is_some_and(|k| k % 8 == 0) && kernel.cols.as_const().is_some();
+    let known = c.k.as_const().is_some_and(|k| k > 0) && kernel.cols.as_const().is_some();
+    let rights = rights(kernel, c);
     c.batch == 0
-        && left
         && known
-        && weight(&c.b)
-        && c.also.as_ref().is_none_or(weight)
+        && rights.is_some()
+        && (Side::left(kernel, c).is_some() || is_rounded(kernel, c))
         && !kernel.reduces()
         && map::allows(kernel, 2)
 }
 
-/// Is A multiplied where it lies? Then: the elements from row to row.
-fn direct(kernel: &Kernel, c: &Contraction) -> Option<Size> {
-    let [stride, _] = &c.a.strides[..] else { return None };
-    let plain = kernel.args[c.a.arg].dtype == DType::BF16 && !kernel.exprs.contains(&Expr::RowSquares);
-    (plain && stride.coef % 8 == 0 && c.a.offset.coef % 8 == 0 && stride.coef > 0).then(|| stride.clone())
+/// The right sides: one, or two that lie alike.
+fn rights(kernel: &Kernel, c: &Contraction) -> Option<Vec<Side>> {
+    std::iter::once(&c.b)
+        .chain(&c.also)
+        .map(|b| Side::right(kernel, c, b))
+        .collect()
+}
+
+/// Can A's rows be rounded in front of the product by a weight?
+fn is_rounded(kernel: &Kernel, c: &Contraction) -> bool {
+    let rows = matches!(kernel.args[c.a.arg].dtype, DType::BF16 | DType::F32) && c.a.indirect.is_none();
+    let even = c.k.as_const().is_some_and(|k| k % 8 == 0);
+    rows && even && matches!(c.b, Rhs::Packed { .. })
 }
 
 /// A way and the functions it takes.
@@ -70,43 +79,22 @@ fn way(kernel: &Kernel, c: &Contraction, shape: Shape, name: &str, spaces: bool)
     let k = c.k.as_const().unwrap_or(0);
     let rows = Size::product(&kernel.outer);
     let (mut steps, mut functions, mut workspaces) = (vec![], vec![], vec![]);
-    let (source, stride, offset) = match direct(kernel, c) {
-        Some(stride) => {
-            if spaces {
-                workspaces = vec![Size::from(0); 2];
-            }
-            (MapSource::Buffer(c.a.arg as u32), stride, c.a.offset.clone())
-        }
-        None => {
-            workspaces = vec![&rows * &Size::from(2 * k), &rows * &Size::from(4)];
-            let (step, function) = rounding::rounding(kernel, c, &format!("{name}_rows"));
-            steps.push(step);
-            functions.push(function);
-            (MapSource::Workspace(0), Size::from(k), Size::from(0))
-        }
-    };
-    let matrix = |source, rows: &Size, stride: &Size, offset: &Size, height: i64| TensorMap {
-        source,
-        dtype: runtime::artefact::DType::BF16,
-        offset: size(offset),
-        dims: vec![size(&c.k), size(rows)],
-        strides: vec![size(stride)],
-        r#box: vec![DEPTH as u32, height as u32],
-        swizzle: 128,
-    };
-    let weights = weights(c);
-    let columns = shape.columns / weights.len() as i64;
-    let mut maps = vec![matrix(source, &rows, &stride, &offset, shape.rows)];
-    for arg in &weights {
-        let source = MapSource::Buffer(*arg as u32);
-        maps.push(matrix(
-            source,
-            &kernel.cols,
-            &c.k,
-            &Size::from(0),
-            columns / shape.cluster,
-        ));
+    let left = Side::left(kernel, c);
+    if left.is_none() {
+        workspaces = vec![&rows * &Size::from(2 * k), &rows * &Size::from(4)];
+        let (step, function) = rounding::rounding(kernel, c, &format!("{name}_rows"));
+        steps.push(step);
+        functions.push(function);
+    } else if spaces {
+        workspaces = vec![Size::from(0); 2];
     }
+    let mut sides = vec![left.unwrap_or_else(|| Side::rounded(kernel, c))];
+    sides.extend(rights(kernel, c).expect("`takes` has seen them"));
+    let columns = shape.columns / (sides.len() as i64 - 1);
+    let height = |i: usize| if i == 0 { shape.rows } else { columns / shape.cluster };
+    let maps: Vec<TensorMap> = (sides.iter().enumerate())
+        .map(|(i, side)| side.map(&c.k, height(i)))
+        .collect();
     let signature = Signature {
         buffers: kernel.args.len(),
         workspaces: workspaces.len(),
@@ -114,7 +102,7 @@ fn way(kernel: &Kernel, c: &Contraction, shape: Shape, name: &str, spaces: bool)
         threads: THREADS as u32,
         ..Signature::default()
     };
-    let text = ptx::function(name, signature, |e, params| block(e, kernel, c, shape, params));
+    let text = ptx::function(name, signature, |e, params| block(e, kernel, c, shape, &sides, params));
     functions.push((name.to_string(), text));
     steps.push(Step {
         function: name.to_string(),
@@ -142,8 +130,8 @@ fn way(kernel: &Kernel, c: &Contraction, shape: Shape, name: &str, spaces: bool)
     (variant, functions)
 }
 
-fn block(e: &mut Emit, kernel: &Kernel, c: &Contraction, shape: Shape, params: Params) {
-    let weights = weights(c).len() as i64;
+fn block(e: &mut Emit, kernel: &Kernel, c: &Contraction, shape: Shape, sides: &[Side], params: Params) {
+    let weights = sides.len() as i64 - 1;
     let lanes = store::lanes(kernel, shape.bytes);
     let mut body = Body::over(kernel, lanes as usize, params.buffers, params.symbols, Math::Gpu);
     body.alignment = store::ALIGNMENT;
@@ -172,7 +160,7 @@ fn block(e: &mut Emit, kernel: &Kernel, c: &Contraction, shape: Shape, params: P
         |e| {
             hopper::fewer_registers(e, REGISTERS[0]);
             e.if_then(first, &[], |e| {
-                producer::run(e, &walk, &ring, &params.maps, shape, steps);
+                producer::run(e, &walk, &ring, sides, &params.maps, shape, steps);
                 vec![]
             });
             vec![]
@@ -189,6 +177,8 @@ fn block(e: &mut Emit, kernel: &Kernel, c: &Contraction, shape: Shape, params: P
                 number: e.sub(group, one),
                 lane: lane_bits(e, thread, 0, 5),
                 steps,
+                left: &sides[0],
+                right: &sides[1],
                 store: Store::new(e, &body, thread, squares, bands, shape.columns / weights),
             };
             consumer.run(e, &walk);

@@ -52,9 +52,12 @@ pub struct Space {
     pub chosen: Vec<(usize, Variant)>,
 }
 
-/// A kernel's name in tables: what its time depends on, but for the rows. Only products with weights have one.
+/// A kernel's name in tables: what its time depends on, but for the rows. Only products of two matrices have one.
 pub fn key(kernel: &Kernel, c: &Contraction) -> Option<String> {
-    let Rhs::Packed { arg } = c.b else { return None };
+    if c.batch > 0 {
+        return None;
+    }
+    let (Rhs::Packed { arg } | Rhs::KContiguous { arg, .. } | Rhs::NContiguous { arg, .. }) = c.b;
     let (k, columns) = (c.k.as_const()?, kernel.cols.as_const()?);
     let (weight, left) = (kernel.args[arg].dtype, kernel.args[c.a.arg].dtype);
     let mut words = vec![format!("matmul {} {k}x{columns}", weight.name())];
@@ -63,6 +66,12 @@ pub fn key(kernel: &Kernel, c: &Contraction) -> Option<String> {
     }
     if left != weight {
         words.push(format!("of {}", left.name()));
+    }
+    for (turned, side) in [
+        (kernel.is_turned(), "left"),
+        (matches!(c.b, Rhs::NContiguous { .. }), "right"),
+    ] {
+        words.extend(turned.then(|| format!("{side} turned")));
     }
     let known = [
         (Expr::RowSquares, "norm"),

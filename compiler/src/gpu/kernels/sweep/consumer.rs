@@ -100,9 +100,11 @@ impl<'b, 'k> Consumer<'b, 'k> {
             swizzle: p.swizzle(),
             stride: 8 * p.swizzle(),
             leading: 16,
+            turned: false,
         };
         let across = Matrix {
             leading: plan.values.bytes(KEYS),
+            turned: true,
             ..along(plan.values)
         };
         let [keys, values] = [plan.at_keys(), plan.at_values()].map(|at| b.address(e, at));
@@ -573,7 +575,7 @@ impl<'b, 'k> Consumer<'b, 'k> {
             .collect();
         let columns = HALF * sides.len() as i64;
         let (how, queries) = self.queries;
-        hopper::multiply(e, columns, Left::Shared(how, queries), keys, &steps, false, None)
+        hopper::multiply(e, columns, Left::Shared(how, queries), keys, &steps, None)
     }
 
     /// o + weights * values, on its way.
@@ -592,7 +594,7 @@ impl<'b, 'k> Consumer<'b, 'k> {
             })
             .collect();
         let acc = (!o.is_empty()).then_some(o);
-        hopper::multiply(e, plan.cols(), Left::Registers(&p.weights), values, &steps, true, acc)
+        hopper::multiply(e, plan.cols(), Left::Registers(&p.weights), values, &steps, acc)
     }
 
     /// Waits for it, and gives the stage back. The next weights (f32) are ready then, but not packed before: the registers of those that the
