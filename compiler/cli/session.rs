@@ -128,9 +128,11 @@ pub struct Request {
 impl Request {
     /// Bytes of logits that a loss may have at once.
     pub fn logits(&self) -> u64 {
-        match self.program.joins_the_loss() {
-            true => model::graph::LOGITS,
-            false => u64::MAX,
+        let on_gpu = self.targets.iter().all(|t| matches!(t, Target::Gpu(_)));
+        match (self.program.joins_the_loss(), on_gpu) {
+            (true, true) => model::graph::LOGITS_ON_GPU,
+            (true, false) => model::graph::LOGITS,
+            (false, _) => u64::MAX,
         }
     }
 }

@@ -51,11 +51,7 @@ impl Case {
         let arg = |dtype, written| Arg { dtype, written };
         Kernel {
             name: "product".into(),
-            args: vec![
-                arg(self.dtype, false),
-                arg(self.dtype, false),
-                arg(DType::F32, true),
-            ],
+            args: vec![arg(self.dtype, false), arg(self.dtype, false), arg(DType::F32, true)],
             outer: vec![self.rows.into()],
             ordered: 0,
             panels: false,
@@ -107,7 +103,10 @@ impl Case {
             let scale = wanted[2].iter().fold(0.1f64, |m, x| m.max(x.abs()));
             for (at, (x, y)) in mine[2].iter().zip(&wanted[2]).enumerate() {
                 let at = (at as i64 / self.cols, at as i64 % self.cols);
-                assert!((x - y).abs() / scale < 1e-4, "{self:?} {name}: {at:?} is {x}, wants {y}");
+                assert!(
+                    (x - y).abs() / scale < 1e-4,
+                    "{self:?} {name}: {at:?} is {x}, wants {y}"
+                );
             }
         }
     }
@@ -128,7 +127,11 @@ fn by_wgmma() {
             gap: 8,
         };
         let compiled = compile_ways(&case.kernel());
-        assert!(compiled.gpu.variants.len() > 5, "{turned:?}: {}", compiled.gpu.variants.len());
+        assert!(
+            compiled.gpu.variants.len() > 5,
+            "{turned:?}: {}",
+            compiled.gpu.variants.len()
+        );
         for multiprocessors in [2, 132] {
             case.check(&compiled, multiprocessors);
         }

@@ -103,7 +103,8 @@ pub struct Objective<'a> {
     pub wanted: &'a dyn Fn(&str) -> bool,
     /// Bytes of activations that are kept for the backward; the others are computed again.
     pub memory: u64,
-    /// Bytes of logits that exist at once: the loss is taken in blocks of rows. `LOGITS`, or all of them where nothing is to be joined.
+    /// Bytes of logits that exist at once, about: the loss is taken in blocks of rows. `LOGITS`, or all of them where nothing is to be
+    /// joined.
     pub logits: u64,
     /// What rewrites the forward graph before it is differentiated.
     pub rewrite: &'a dyn Fn(Module) -> Result<Module, String>,
@@ -142,6 +143,12 @@ fn differentiate(module: Module, objective: &Objective, wanted: &dyn Fn(&str) ->
 /// Few enough logits to be turned into their gradients while they are near, and rows enough to make up for reading the weight.
 pub const LOGITS: u64 = 256 << 20;
 
+/// The same on a GPU: nothing of that size stays near, and every block of rows adds a gradient of the table to the others.
+pub const LOGITS_ON_GPU: u64 = 2 << 30;
+
+/// Blocks of more rows than this are multiples of it: tiles of products are whole.
+const WHOLE_ROWS: i64 = 128;
+
 /// `objective(tokens, targets, weights)`: `loss` [1, 1] = sum(nll * weights), block of rows by block of rows.
 fn loss_of_rows(c: &Config, o: &Options, objective: &Objective, layers: &[Function]) -> Function {
     let mut f = Function::new("objective");
@@ -162,7 +169,10 @@ fn loss_of_rows(c: &Config, o: &Options, objective: &Objective, layers: &[Functi
     let n = flat(&mut f, n, &[1, rows, c.hidden]);
     let [targets, weights] = [targets, weights].map(|v| flat(&mut f, v, &[1, rows]));
     let blocks = ((rows * c.vocab * 4) as u64).div_ceil(objective.logits.max(1)) as i64;
-    let height = (rows + blocks - 1) / blocks.max(1);
+    let mut height = (rows + blocks - 1) / blocks.max(1);
+    if height > WHOLE_ROWS {
+        height = (height + WHOLE_ROWS - 1) / WHOLE_ROWS * WHOLE_ROWS;
+    }
     let mut loss = None;
     for begin in (0..rows).step_by(height.max(1) as usize) {
         let count = height.min(rows - begin);

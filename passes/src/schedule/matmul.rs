@@ -66,8 +66,13 @@ impl Scheduler<'_> {
                 if !k_contiguous && b.strides[rank - 1] != Size::one() {
                     b = self.copy(&b);
                 }
-                names.push(if k_contiguous { "matmul_keys" } else { "matmul_values" }.to_string());
-                right_side(k, &b, k_contiguous, &shape)
+                let (batch, rhs) = right_side(k, &b, k_contiguous, &shape);
+                names.push(match shape[rank - 1].as_const() {
+                    Some(n) if batch == 0 => format!("matmul_{n}x{depth}"),
+                    _ if k_contiguous => "matmul_keys".to_string(),
+                    _ => "matmul_values".to_string(),
+                });
+                (batch, rhs)
             }
         };
         Ok(self.contracted(k, a, false, depth, (batch, b), rank))

@@ -8,14 +8,17 @@ use super::super::{Target, map};
 use super::{SHAPES, takes, way};
 use crate::pipeline::size;
 
-/// A kernel that reduces over its columns, in two: the sums to a workspace, and the stages on them. In the parts' arguments the workspaces
-/// follow the kernel's own: the sums, then A's rows in bf16 and their squares, where the product needs them.
-pub fn apart(kernel: &Kernel) -> (Kernel, Kernel) {
-    let first = kernel.args.len();
-    let mut args = kernel.args.clone();
-    for dtype in [DType::F32, DType::BF16, DType::F32] {
-        args.push(Arg { dtype, written: true });
-    }
+/// A kernel that reduces over its columns, in two: the sums to memory, and the stages on them. Where a stage stores the sums as they are,
+/// that is their place, else a workspace. In the parts' arguments the workspaces follow the kernel's own: the sums, if they have one, then
+/// A's rows in bf16 and their squares, where the product needs them.
+pub struct Apart {
+    pub product: Kernel,
+    pub rest: Kernel,
+    /// Do the sums need a workspace?
+    pub parks: bool,
+}
+
+pub fn apart(kernel: &Kernel) -> Apart {
     // Dense in the order of the outer dimensions, then columns or not.
     let place = |arg: usize, columns: &Size, of_column: i64| {
         let mut stride = columns.clone();
@@ -31,9 +34,27 @@ pub fn apart(kernel: &Kernel) -> (Kernel, Kernel) {
             indirect: None,
         }
     };
-    let sums = place(first, &kernel.cols, 1);
+    let is_own = |s: &Stage| match s {
+        Stage::Store { to, value, when: None } => {
+            let plain = kernel.args[to.arg].dtype == DType::F32 && kernel.exprs[*value] == Expr::Acc;
+            plain && *to == place(to.arg, &kernel.cols, 1)
+        }
+        _ => false,
+    };
+    let own = kernel.stages.iter().position(is_own);
+    let mut args = kernel.args.clone();
+    let mut workspace = |dtype: DType| {
+        args.push(Arg { dtype, written: true });
+        args.len() - 1
+    };
+    let sums = match own.map(|s| &kernel.stages[s]) {
+        Some(Stage::Store { to, .. }) => to.clone(),
+        _ => place(workspace(DType::F32), &kernel.cols, 1),
+    };
+    workspace(DType::BF16);
+    let squares = workspace(DType::F32);
     let product = Kernel {
-        args: args[..=first].to_vec(),
+        args: args[..squares - 1].to_vec(),
         exprs: if kernel.exprs.contains(&Expr::RowSquares) {
             vec![Expr::Acc, Expr::RowSquares]
         } else {
@@ -49,32 +70,40 @@ pub fn apart(kernel: &Kernel) -> (Kernel, Kernel) {
     let mut rest = kernel.clone();
     rest.args = args;
     rest.contraction = None;
+    // Behind all reductions, whose places stages are known by.
+    own.map(|s| rest.stages.remove(s));
     for e in &mut rest.exprs {
         match e {
             Expr::Acc => *e = Expr::Load(sums.clone()),
-            Expr::RowSquares => *e = Expr::Load(place(first + 2, &Size::one(), 0)),
+            Expr::RowSquares => *e = Expr::Load(place(squares, &Size::one(), 0)),
             _ => {}
         }
     }
-    (product, rest)
+    Apart {
+        product,
+        rest,
+        parks: own.is_none(),
+    }
 }
 
 /// The way of a kernel that reduces over its columns: `apart`'s two, one after the other.
 pub fn reduced(kernel: &Kernel, name: &str, target: &Target) -> Option<(Variant, Vec<(String, String)>)> {
-    let (product, rest) = apart(kernel);
+    let Apart { product, rest, parks } = apart(kernel);
     let c = product.contraction.as_ref()?;
     if !takes(&product, c) {
         return None;
     }
     let (mut variant, mut functions) = way(&product, c, SHAPES[0], name, true);
-    // Behind the sums, which are a buffer to the product.
-    for map in variant.steps.iter_mut().flat_map(|s| &mut s.maps) {
-        if let MapSource::Workspace(i) = &mut map.source {
-            *i += 1;
+    if parks {
+        // In front of the others, and a buffer to the product.
+        for map in variant.steps.iter_mut().flat_map(|s| &mut s.maps) {
+            if let MapSource::Workspace(i) = &mut map.source {
+                *i += 1;
+            }
         }
+        let elements = &Size::product(&kernel.outer) * &kernel.cols;
+        variant.workspaces.insert(0, size(&(&elements * &Size::from(4))));
     }
-    let elements = &Size::product(&kernel.outer) * &kernel.cols;
-    variant.workspaces.insert(0, size(&(&elements * &Size::from(4))));
     let stages = Kernel {
         name: format!("{name}_stages"),
         ..rest

@@ -131,6 +131,9 @@ pub fn arranged(
     };
     fill.rows(&found, 1, None);
     let rows = rows(kernel);
+    if let Some(n) = rows.as_const() {
+        fill.only(n);
+    }
     let variant = |(way, to): (usize, Option<i64>)| {
         let most = [ways[way].most(), to].into_iter().flatten().min();
         let variant = Variant {
@@ -240,6 +243,20 @@ impl Fill<'_> {
         }
     }
 
+    /// What so many rows can take, up to the first piece that is always right.
+    fn only(&mut self, rows: i64) {
+        let ways = self.ways;
+        self.pieces
+            .retain(|(way, to)| [ways[*way].most(), *to].into_iter().flatten().all(|most| rows <= most));
+        let always = self
+            .pieces
+            .iter()
+            .position(|(way, _)| ways[*way].variant.multiples.is_empty());
+        if let Some(last) = always {
+            self.pieces.truncate(last + 1);
+        }
+    }
+
     fn push(&mut self, way: usize, to: Option<i64>) {
         match self.pieces.last_mut() {
             // Ranges ascend.
@@ -312,6 +329,28 @@ mod tests {
     #[test]
     fn without_tables_the_ways_own_order() {
         assert_eq!(pieces(&[]).0, "r1 r2 r4 r8 even a");
+    }
+
+    #[test]
+    fn known_rows_need_no_other_ways() {
+        let ways = ways();
+        let left = |rows: i64| {
+            let mut fill = Fill {
+                ways: &ways,
+                columns: 100,
+                pieces: vec![(0, Some(1)), (2, Some(4)), (5, Some(9)), (6, Some(9)), (7, None)],
+                unknown: &mut BTreeSet::new(),
+            };
+            fill.only(rows);
+            fill.pieces
+                .iter()
+                .map(|(way, _)| ways[*way].name.clone())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(left(3), ["r4"]);
+        // `even` is not right for all numbers of columns.
+        assert_eq!(left(5), ["even", "a"]);
+        assert_eq!(left(10), ["b"]);
     }
 
     #[test]
