@@ -2,106 +2,9 @@
 
 mod common;
 
-use std::collections::BTreeMap;
-
+use common::check::*;
 use common::*;
-use ir::eval::{Context, Tensor, run};
-use ir::{DType, Function, Module, Sizes};
-use passes::egraph::{self, cost::MACHINES, rules};
-
-fn fused(f: &Function) -> Function {
-    let mut module = Module {
-        functions: vec![f.clone()],
-    };
-    for pass in ["cse", "fuse", "cse", "dce"] {
-        let pass = passes::PASSES.iter().find(|p| p.name == pass).unwrap();
-        (pass.run)(&mut module).unwrap();
-        assert_eq!(ir::verify::verify(&module), [], "after {}:\n{module}", pass.name);
-    }
-    module.functions.remove(0)
-}
-
-fn count(f: &Function, op: &str) -> usize {
-    f.ops.iter().filter(|o| o.name == op).count()
-}
-
-fn inputs(f: &Function, sizes: &Sizes, seed: u64) -> BTreeMap<String, Tensor> {
-    let mut random = seed;
-    let mut next = || {
-        random = random
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        (random >> 40) as f64 / (1u64 << 23) as f64 - 1.0
-    };
-    let mut inputs = BTreeMap::new();
-    for (v, p) in &f.params {
-        let ir::Param::Input(name) = p else { continue };
-        let ty = f.ty(*v);
-        let shape: Vec<usize> = ty.resolve(sizes).unwrap().iter().map(|n| *n as usize).collect();
-        let n = shape.iter().product();
-        let data = if ty.dtype == DType::I32 {
-            vec![(sizes["S"] - 1) as f64; n]
-        } else {
-            (0..n).map(|_| 3.0 * next()).collect()
-        };
-        inputs.insert(name.clone(), Tensor::new(&shape, ty.dtype, data).rounded());
-    }
-    inputs
-}
-
-fn evaluate(f: &Function, sizes: &Sizes, seed: u64) -> Tensor {
-    let inputs = inputs(f, sizes, seed);
-    let module = Module {
-        functions: vec![f.clone()],
-    };
-    let context = Context {
-        module: &module,
-        sizes,
-        weights: &|_| None,
-        exact: true,
-    };
-    run(&context, &f.name, &inputs, &mut BTreeMap::new()).unwrap()["out"].clone()
-}
-
-fn same(f: &Function, g: &Function, sizes: &[(&str, i64)]) {
-    let sizes: Sizes = sizes.iter().map(|(k, v)| (k.to_string(), *v)).collect();
-    let (a, b) = (evaluate(f, &sizes, 7), evaluate(g, &sizes, 7));
-    for (x, y) in a.data.iter().zip(&b.data) {
-        assert!((x - y).abs() <= 1e-5 * (1.0 + x.abs()), "{x} and {y} at {sizes:?}");
-    }
-}
-
-/// The fused plan, interpreted, against the naive graph.
-fn planned(f: &Function, g: &Function, sizes: &[(&str, i64)]) {
-    let module = Module {
-        functions: vec![g.clone()],
-    };
-    let sizes: Sizes = sizes.iter().map(|(k, v)| (k.to_string(), *v)).collect();
-    let plan = passes::schedule(&module, &g.name, &passes::Scheduling::FUSED).unwrap();
-    assert_eq!(ir::plan::verify::verify(&plan), [], "{plan}");
-    let sweeps = plan.kernels.iter().filter(|k| k.sweep.is_some()).count();
-    assert_eq!(sweeps, 1, "one kernel for all of attention:\n{plan}");
-    let wanted = evaluate(f, &sizes, 7);
-    let inputs = inputs(f, &sizes, 7);
-    let mut memory = ir::plan::eval::allocate(&plan, &sizes).unwrap();
-    for (b, data) in plan.buffers.iter().zip(&mut memory) {
-        if let ir::plan::BufferKind::Input(name) = &b.kind {
-            *data = inputs[name].data.clone();
-        }
-    }
-    ir::plan::eval::run(&plan, &sizes, &mut memory).unwrap();
-    let out = plan
-        .buffers
-        .iter()
-        .position(|b| matches!(b.kind, ir::plan::BufferKind::Output(_)))
-        .unwrap();
-    for (x, y) in memory[out].iter().zip(&wanted.data) {
-        assert!(
-            (x - y).abs() <= 1e-5 * (1.0 + y.abs()),
-            "{x} and {y} at {sizes:?}\n{plan}"
-        );
-    }
-}
+use ir::{Function, Module};
 
 /// Name, naive graph, sweeps wanted, of which continue another.
 fn variants(shape: &Shape) -> Vec<(&'static str, Function, usize, usize)> {
@@ -278,55 +181,22 @@ fn axes_of_one_fuse_as_others() {
 #[test]
 fn all_alternatives_agree() {
     for decode in [false, true] {
-        agree("plain", &Shape::new(decode));
+        every_variant_agrees("plain", &Shape::new(decode));
         // As a model writes it: then more of the graph is terms.
         let some = ["one KV head", "one head", "one key", "one of all"];
         for (what, shape) in with_ones(decode) {
             if shape.flat && some.contains(&what) {
-                agree(what, &shape);
+                every_variant_agrees(what, &shape);
             }
         }
     }
 }
 
-fn agree(what: &str, shape: &Shape) {
+fn every_variant_agrees(what: &str, shape: &Shape) {
     for (name, f, ..) in variants(shape) {
-        let saturated = egraph::saturate(&f, &rules::all());
-        assert_eq!(saturated.limit, None, "{what}, {name}");
-        let graph = &saturated.import.graph;
-        let tables = &graph.analysis.tables;
-        let size = |i: egraph::term::Index| match &tables.indices[i.0 as usize].size {
-            n if *n == ir::Size::one() => 1,
-            n if *n == ir::Size::sym("T") || *n == ir::Size::sym("S") => 6,
-            _ => 2,
-        };
-        for seed in 0..if what == "plain" { 4 } else { 1 } {
-            let space = egraph::audit::Space::new(tables, &size, seed);
-            let wrong = egraph::audit::audit(graph, &space);
-            assert_eq!(wrong, [], "{what}, {name}, decode {}", shape.decode);
-        }
+        let what = format!("{what}, {name}, decode {}", shape.decode);
+        agree(&what, &f, if what.starts_with("plain") { 4 } else { 1 });
     }
-}
-
-/// Without any one of these rules the two passes do not become one sweep; the others are for other graphs.
-#[test]
-fn the_layer_is_derived_not_matched() {
-    let needed: Vec<&str> = rules::all()
-        .iter()
-        .filter(|rule| {
-            let rest: Vec<_> = rules::all().into_iter().filter(|r| r.name != rule.name).collect();
-            let mut f = layer(&Shape::new(false), 3, 1);
-            egraph::fuse(&mut f, &rest, &MACHINES[0]).unwrap();
-            let mut module = Module { functions: vec![f] };
-            let dce = passes::PASSES.iter().find(|p| p.name == "dce").unwrap();
-            (dce.run)(&mut module).unwrap();
-            let f = &module.functions[0];
-            let goes_on = |o: &&ir::Op| o.attrs.contains_key("continues");
-            f.ops.iter().filter(goes_on).count() != 1 || count(f, "softmax") > 0
-        })
-        .map(|r| r.name)
-        .collect();
-    insta::assert_snapshot!(needed.join(" "), @"where-sub where-exp where-mul sum-where max-where div-mul sum-div online-f online-1 split");
 }
 
 /// What `fuse` makes of each variant, for people to read.

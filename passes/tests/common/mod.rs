@@ -1,6 +1,8 @@
 //! Attention graphs of many kinds, written naively: what the rules must find the fused form of.
 #![allow(dead_code)]
 
+pub mod check;
+
 use ir::{DType, Dim, Function, Param, TensorType, ValueId};
 
 pub const HEAD: i64 = 4;
@@ -136,14 +138,24 @@ impl Graph {
         self.f.mask(self.start, window, ty)
     }
 
-    /// softmax(mask(q k^T * scale)) v
-    pub fn attend(&mut self, q: ValueId, k: ValueId, v: ValueId, window: Option<i64>, scale: f64) -> ValueId {
+    /// q k^T * scale
+    pub fn scores(&mut self, q: ValueId, k: ValueId, scale: f64) -> ValueId {
         let scores = self.f.matmul(q, k, true, DType::F32);
         let scale = self.f.scalar(scale, DType::F32);
-        let scaled = self.f.mul(scores, scale);
+        self.f.mul(scores, scale)
+    }
+
+    /// x, and -inf behind the mask.
+    pub fn masked(&mut self, x: ValueId, window: Option<i64>) -> ValueId {
         let mask = self.mask(window);
         let never = self.f.scalar(f64::NEG_INFINITY, DType::F32);
-        let masked = self.f.select(mask, scaled, never);
+        self.f.select(mask, x, never)
+    }
+
+    /// softmax(mask(q k^T * scale)) v
+    pub fn attend(&mut self, q: ValueId, k: ValueId, v: ValueId, window: Option<i64>, scale: f64) -> ValueId {
+        let scores = self.scores(q, k, scale);
+        let masked = self.masked(scores, window);
         let p = self.f.softmax(masked, DType::F32);
         self.f.matmul(p, v, false, DType::F32)
     }

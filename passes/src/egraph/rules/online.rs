@@ -20,13 +20,6 @@ pub const RULES: &[Rule] = &[
         why: "the same for f = 1",
     },
     Rule {
-        name: "online-m",
-        left: "(rmax ?j ?d ?x)",
-        right: "(mx (st ?j ?d ?x))",
-        when: &[Finite("?x")],
-        why: "a measure keeps its maximum",
-    },
-    Rule {
         name: "split",
         left: "?a = (st ?j ?c ?x), ?b = (st ?j ?w ?x)",
         right: "(ext (st ?j ?k ?x) ?r)",
