@@ -177,6 +177,69 @@ fn axes_of_one_fuse_as_others() {
     }
 }
 
+/// One key as [B, KV, D]: the axis of keys is the reshape's own.
+#[test]
+fn one_key_without_an_axis_fuses() {
+    for (name, kv, group, head) in [("heads", 2, 2, 4), ("one KV head", 1, 2, 4), ("one of all", 1, 1, 1)] {
+        let one = ir::Dim::Const(1);
+        for decode in [false, true] {
+            let shape = Shape {
+                kv,
+                group,
+                head,
+                keys: one.clone(),
+                rows: one.clone(),
+                ..Shape::new(decode)
+            };
+            for windows in [vec![None], vec![None, Some(3)]] {
+                // All axes at once, or the keys' first and the group's then.
+                for steps in [1, 2] {
+                    let mut g = Graph::new(&shape);
+                    let q = g.q("q");
+                    let [k, v] = ["k", "v"].map(|name| g.one_key(name, steps));
+                    let gate = g.gate("gate", 1);
+                    let passes: Vec<_> = windows.iter().map(|w| g.attend(q, k, v, *w, SCALE)).collect();
+                    let out = match passes[..] {
+                        [far, near] => g.blend(gate, far, near),
+                        _ => passes[0],
+                    };
+                    g.returns(out);
+                    let fused = fused(&g.f);
+                    let what = format!("{name}, decode {decode}, {windows:?}, {steps} steps");
+                    assert_eq!(count(&fused, "sweep"), windows.len(), "{what}");
+                    assert_eq!(count(&fused, "softmax"), 0, "{what}");
+                    let sizes = [("B", 2), ("S", 1), ("T", 1)];
+                    same(&g.f, &fused, &sizes);
+                    planned(&g.f, &fused, &sizes);
+                    agree(&what, &g.f, 1);
+                }
+            }
+        }
+    }
+}
+
+/// The one key is another attention's result: both fuse.
+#[test]
+fn one_key_out_of_attention_fuses() {
+    let one = ir::Dim::Const(1);
+    let shape = Shape {
+        group: 1,
+        rows: one.clone(),
+        ..Shape::new(true)
+    };
+    let mut g = Graph::new(&shape);
+    let (q, k, v) = (g.q("q"), g.k("k"), g.k("v"));
+    let first = g.attend(q, k, v, None, SCALE);
+    g.shape.keys = one;
+    let key = g.as_one_key(first);
+    let out = g.attend(q, key, key, None, SCALE);
+    g.returns(out);
+    let fused = fused(&g.f);
+    assert_eq!((count(&fused, "sweep"), count(&fused, "softmax")), (2, 0));
+    same(&g.f, &fused, &[("B", 2), ("S", 5)]);
+    agree("one key out of attention", &g.f, 1);
+}
+
 /// Every alternative in every class of every variant is the same function, not only the one that was taken.
 #[test]
 fn all_alternatives_agree() {

@@ -7,7 +7,7 @@
 //! A dimension of size 1 has no index, whether it is broadcast or not: [B, 1, G, T, D] is [B, G, T, D] to the terms, and one KV head
 //! is none. Only what a reduction runs over always has one: a sum over one key is a sum.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use egg::Id;
 use ir::{Attr, Function, Op, Size, ValueId};
@@ -38,6 +38,7 @@ pub fn import(f: &Function) -> Import {
         known: HashMap::new(),
         terms: vec![],
         edges: edges(f),
+        cut: vec![],
     };
     for op in &f.ops {
         if is_term(f, op) {
@@ -45,7 +46,9 @@ pub fn import(f: &Function) -> Import {
         }
     }
     let mut roots = vec![];
-    for v in roots_of(f, &importer.ops) {
+    let mut open: VecDeque<ValueId> = roots_of(f, &importer.ops).into();
+    let mut seen: HashSet<ValueId> = open.iter().copied().collect();
+    while let Some(v) = open.pop_front() {
         let mut at = vec![];
         for d in 0..f.ty(v).rank() {
             let i = (!is_one(f, v, d)).then(|| importer.dimension(v, d, &at));
@@ -53,6 +56,12 @@ pub fn import(f: &Function) -> Import {
         }
         let id = importer.term(v, &at);
         roots.push((v, id, at));
+        // What a leaf is made of is a root too.
+        let made: Vec<ValueId> = importer.cut.drain(..).collect();
+        open.extend(
+            made.into_iter()
+                .filter(|v| importer.ops.contains_key(v) && seen.insert(*v)),
+        );
     }
     let mut graph = importer.graph;
     graph.rebuild();
@@ -63,7 +72,7 @@ pub fn import(f: &Function) -> Import {
 /// About how many indices the function's terms need.
 pub fn indices(f: &Function) -> usize {
     let names = Names::new(f);
-    let mut classes = std::collections::HashSet::new();
+    let mut classes = HashSet::new();
     for op in f.ops.iter().filter(|op| is_term(f, op)) {
         for v in op.operands.iter().chain(&op.results) {
             let real = |d: &usize| !is_one(f, *v, *d);
@@ -256,6 +265,8 @@ struct Importer<'f> {
     terms: Vec<(ValueId, At, Id)>,
     /// Of every mask's cells.
     edges: Vec<i64>,
+    /// Operands of ops that are leaves although they have a term.
+    cut: Vec<ValueId>,
 }
 
 impl Importer<'_> {
@@ -300,8 +311,9 @@ impl Importer<'_> {
             return *id;
         }
         let id = match self.ops.get(&v).copied() {
-            Some(op) => self.op(op, v, at),
-            None => {
+            Some(op) if !self.makes_keys(op, at) => self.op(op, v, at),
+            op => {
+                self.cut.extend(op.map(|op| op.operands[0]));
                 let name = self.f.value_name(v).to_string();
                 let leaf = LeafInfo {
                     value: v,
@@ -315,6 +327,14 @@ impl Importer<'_> {
         self.known.insert((v, at.clone()), id);
         self.terms.push((v, at.clone(), id));
         id
+    }
+
+    /// Is the op a reshape that adds a one which is read at an index, as of [B, KV, D] to one key? Its operand has no place for that
+    /// index, so that terms of it could not say which of them change with the key.
+    fn makes_keys(&self, op: &Op, at: &At) -> bool {
+        op.name == "reshape"
+            && same_but_ones(self.f, op)
+                .is_some_and(|dims| dims.iter().zip(at).any(|(d, i)| d.is_none() && i.is_some()))
     }
 
     /// An operand that broadcasting reads at the result's indices.

@@ -99,6 +99,23 @@ impl Graph {
         self.reshape(all, grouped)
     }
 
+    /// One key or value that comes as [B, KV, D], in one step or two.
+    pub fn one_key(&mut self, name: &str, steps: usize) -> ValueId {
+        let s = self.shape.clone();
+        let mut x = self.input(name, vec![s.batch.clone(), s.kv.into(), s.head.into()]);
+        if steps == 2 {
+            x = self.reshape(x, vec![s.batch.clone(), s.kv.into(), 1i64.into(), s.head.into()]);
+        }
+        self.reshape(x, vec![s.batch, s.kv.into(), 1i64.into(), 1i64.into(), s.head.into()])
+    }
+
+    /// A value of one number per batch, head and feature as one key.
+    pub fn as_one_key(&mut self, x: ValueId) -> ValueId {
+        let s = self.shape.clone();
+        let x = self.reshape(x, vec![s.batch.clone(), s.kv.into(), s.head.into()]);
+        self.reshape(x, vec![s.batch, s.kv.into(), 1i64.into(), 1i64.into(), s.head.into()])
+    }
+
     /// A number per head and token, in (0, 1); or per element.
     pub fn gate(&mut self, name: &str, size: i64) -> ValueId {
         let s = self.shape.clone();
