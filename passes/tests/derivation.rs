@@ -41,13 +41,24 @@ fn bias(g: &mut Graph, window: Option<i64>) -> ValueId {
 }
 
 /// exp(x - max x) and its sum, by hand.
-fn by_hand(g: &mut Graph, scores: ValueId) -> (ValueId, ValueId) {
-    let x = g.masked(scores, None);
+fn by_hand(g: &mut Graph, x: ValueId) -> (ValueId, ValueId) {
     let max = g.f.reduce_max(x, 4);
     let shifted = g.f.sub(x, max);
     let e = g.f.unary("exp", shifted);
     let sum = g.f.reduce_sum(e, 4);
     (e, sum)
+}
+
+fn divided(g: &mut Graph, x: ValueId) -> ValueId {
+    let (e, sum) = by_hand(g, x);
+    g.f.div(e, sum)
+}
+
+/// (v^T p^T)^T
+fn turned(g: &mut Graph, p: ValueId, v: ValueId) -> ValueId {
+    let v = g.f.transpose(v, &[0, 1, 2, 4, 3]);
+    let o = g.f.matmul(v, p, true, DType::F32);
+    g.f.transpose(o, &[0, 1, 2, 4, 3])
 }
 
 /// Both passes' weights brought together by the gate, then one product with the values.
@@ -117,8 +128,8 @@ fn ways(shape: &Shape) -> Vec<Way> {
         (
             "divided before the product",
             pass(shape, |g, x, v| {
-                let (e, sum) = by_hand(g, x);
-                let p = g.f.div(e, sum);
+                let x = g.masked(x, None);
+                let p = divided(g, x);
                 product(g, p, v)
             }),
             1,
@@ -127,6 +138,7 @@ fn ways(shape: &Shape) -> Vec<Way> {
         (
             "divided after the product",
             pass(shape, |g, x, v| {
+                let x = g.masked(x, None);
                 let (e, sum) = by_hand(g, x);
                 let o = product(g, e, v);
                 g.f.div(o, sum)
@@ -139,9 +151,7 @@ fn ways(shape: &Shape) -> Vec<Way> {
             pass(shape, |g, x, v| {
                 let x = g.masked(x, None);
                 let p = g.f.softmax(x, DType::F32);
-                let v = g.f.transpose(v, &[0, 1, 2, 4, 3]);
-                let o = g.f.matmul(v, p, true, DType::F32);
-                g.f.transpose(o, &[0, 1, 2, 4, 3])
+                turned(g, p, v)
             }),
             1,
             0,
@@ -243,4 +253,100 @@ fn every_rule_is_needed() {
         .collect();
     assert!(idle.is_empty(), "no graph here needs {idle:?}:\n{text}");
     insta::assert_snapshot!(text);
+}
+
+/// Masks, softmax and product each written in a way of its own, and what comes out blended before or after the product: all of it
+/// fuses, means the same, and so does every alternative. `LOOPC_CASES` sets how many.
+#[test]
+fn random_ways() {
+    let cases = std::env::var("LOOPC_CASES").ok().and_then(|n| n.parse().ok());
+    for seed in 0..cases.unwrap_or(200u64) {
+        let mut random = (seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut next = |n: u64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            (random >> 20) % n
+        };
+        let mut shape = Shape::new(next(2) == 0);
+        shape.flat = next(2) == 0;
+        for axis in [&mut shape.kv, &mut shape.group, &mut shape.head] {
+            if next(3) == 0 {
+                *axis = 1;
+            }
+        }
+        let mut g = Graph::new(&shape);
+        let (q, k, v) = (g.q("q"), g.k("k"), g.k("v"));
+        let scores = g.scores(q, k, SCALE);
+        let mut parts = vec![];
+        for i in 0..1 + next(3) {
+            let windows: Vec<_> = (0..1 + next(2))
+                .map(|_| (next(3) > 0).then(|| 1 + next(7) as i64))
+                .collect();
+            let mut x = scores;
+            for w in windows {
+                x = match next(3) {
+                    0 => g.masked(x, w),
+                    1 => {
+                        let m = bias(&mut g, w);
+                        g.f.add(x, m)
+                    }
+                    _ => {
+                        let m = bias(&mut g, w);
+                        g.f.add(m, x)
+                    }
+                };
+            }
+            let mut p = if next(2) == 0 {
+                g.f.softmax(x, DType::F32)
+            } else {
+                divided(&mut g, x)
+            };
+            if next(3) == 0 {
+                let gate = g.gate(&format!("g{i}"), 1);
+                p = if next(2) == 0 {
+                    g.f.mul(gate, p)
+                } else {
+                    g.f.mul(p, gate)
+                };
+            }
+            parts.push(p);
+        }
+        let first = next(2) == 0;
+        if !first {
+            for p in &mut parts {
+                *p = if next(2) == 0 {
+                    g.f.matmul(*p, v, false, DType::F32)
+                } else {
+                    turned(&mut g, *p, v)
+                };
+            }
+        }
+        let join = |a: ValueId, b: ValueId| if next(2) == 0 { g.f.add(a, b) } else { g.f.sub(b, a) };
+        let mut out = parts.into_iter().reduce(join).unwrap();
+        if first {
+            out = g.f.matmul(out, v, false, DType::F32);
+        }
+        g.returns(out);
+        let fused = fused(&g.f);
+        let text = || {
+            Module {
+                functions: vec![fused.clone()],
+            }
+            .to_string()
+        };
+        assert_eq!(
+            ["softmax", "where", "exp"].map(|op| count(&fused, op)),
+            [0; 3],
+            "seed {seed}:\n{}",
+            text()
+        );
+        let (t, b) = (1 + next(9) as i64, 1 + next(2) as i64);
+        let sizes = [("B", b), ("T", t), ("S", t)];
+        same(&g.f, &fused, &sizes);
+        planned(&g.f, &fused, &sizes);
+        if seed % 10 == 0 {
+            agree(&format!("seed {seed}"), &g.f, 1);
+        }
+    }
 }

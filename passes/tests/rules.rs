@@ -196,16 +196,18 @@ fn finite(rule: &Rule) -> Vec<&'static str> {
     rule.when.iter().filter_map(of).collect()
 }
 
+/// `LOOPC_CASES` sets how many random terms each rule is tried on.
 #[test]
 fn every_rule_holds() {
+    let cases = std::env::var("LOOPC_CASES").ok().and_then(|n| n.parse().ok());
     for rule in all() {
         let mut fired = 0;
-        for seed in 1..400 {
+        for seed in 1..=cases.unwrap_or(400) {
             let (n, wrong) = fire(&rule, seed, &finite(&rule));
             fired += n;
             assert_eq!(wrong, None, "rule {} at seed {seed}", rule.name);
         }
-        assert!(fired > 10, "rule {} fired {fired} times in 400 tries", rule.name);
+        assert!(fired > 10, "rule {} fired {fired} times", rule.name);
     }
 }
 
