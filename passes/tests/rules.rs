@@ -243,6 +243,7 @@ fn wrong_conditions_are_caught() {
         ("where-mul", When::Finite("?x")),
         ("online-f", When::Finite("?f")),
         ("online-1", When::Independent("?d", "?j")),
+        ("online-ratio", When::Finite("?f")),
         ("split", When::Splits("?w", "?c")),
     ];
     for (name, condition) in wrong {
@@ -263,6 +264,7 @@ fn wrong_right_sides_are_caught() {
         ("split", "(ext (st ?j ?k ?x) ?c)", "keys counted twice"),
         ("split", "(st ?j ?k ?x)", "keys forgotten"),
         ("online-f", "(acc (st ?j @all ?x) ?f)", "masked keys seen"),
+        ("online-ratio", "(acc (st ?j ?d ?x) ?f)", "a mean that is not divided"),
         ("sum-where", "(sum ?j ?d ?x)", "the mask dropped"),
         ("add-mask", "?x", "the mask dropped"),
         ("sum-mul", "(mul (sum ?j ?d ?x) ?y)", "a factor forgotten"),

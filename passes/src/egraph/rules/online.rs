@@ -20,6 +20,13 @@ pub const RULES: &[Rule] = &[
         why: "the same for f = 1",
     },
     Rule {
+        name: "online-ratio",
+        left: "(div (sum ?j ?d (mul (exp ?x) ?f)) (sum ?j ?d (exp ?x)))",
+        right: "(div (acc (st ?j ?d ?x) ?f) (acc (st ?j ?d ?x) #1))",
+        when: &[Finite("?x")],
+        why: "a mean is the same relative to any maximum, so to none",
+    },
+    Rule {
         name: "split",
         left: "?a = (st ?j ?c ?x), ?b = (st ?j ?w ?x)",
         right: "(ext (st ?j ?k ?x) ?r)",
