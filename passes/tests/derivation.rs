@@ -277,7 +277,7 @@ fn every_rule_is_needed() {
 #[test]
 fn random_ways() {
     let cases = std::env::var("LOOPC_CASES").ok().and_then(|n| n.parse().ok());
-    for seed in 0..cases.unwrap_or(200u64) {
+    for seed in 0..cases.unwrap_or(100u64) {
         let mut random = (seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let mut next = |n: u64| {
             random ^= random << 13;
