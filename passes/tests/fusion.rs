@@ -2,106 +2,9 @@
 
 mod common;
 
-use std::collections::BTreeMap;
-
+use common::check::*;
 use common::*;
-use ir::eval::{Context, Tensor, run};
-use ir::{DType, Function, Module, Sizes};
-use passes::egraph::{self, cost::MACHINES, rules};
-
-fn fused(f: &Function) -> Function {
-    let mut module = Module {
-        functions: vec![f.clone()],
-    };
-    for pass in ["cse", "fuse", "cse", "dce"] {
-        let pass = passes::PASSES.iter().find(|p| p.name == pass).unwrap();
-        (pass.run)(&mut module).unwrap();
-        assert_eq!(ir::verify::verify(&module), [], "after {}:\n{module}", pass.name);
-    }
-    module.functions.remove(0)
-}
-
-fn count(f: &Function, op: &str) -> usize {
-    f.ops.iter().filter(|o| o.name == op).count()
-}
-
-fn inputs(f: &Function, sizes: &Sizes, seed: u64) -> BTreeMap<String, Tensor> {
-    let mut random = seed;
-    let mut next = || {
-        random = random
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        (random >> 40) as f64 / (1u64 << 23) as f64 - 1.0
-    };
-    let mut inputs = BTreeMap::new();
-    for (v, p) in &f.params {
-        let ir::Param::Input(name) = p else { continue };
-        let ty = f.ty(*v);
-        let shape: Vec<usize> = ty.resolve(sizes).unwrap().iter().map(|n| *n as usize).collect();
-        let n = shape.iter().product();
-        let data = if ty.dtype == DType::I32 {
-            vec![(sizes["S"] - 1) as f64; n]
-        } else {
-            (0..n).map(|_| 3.0 * next()).collect()
-        };
-        inputs.insert(name.clone(), Tensor::new(&shape, ty.dtype, data).rounded());
-    }
-    inputs
-}
-
-fn evaluate(f: &Function, sizes: &Sizes, seed: u64) -> Tensor {
-    let inputs = inputs(f, sizes, seed);
-    let module = Module {
-        functions: vec![f.clone()],
-    };
-    let context = Context {
-        module: &module,
-        sizes,
-        weights: &|_| None,
-        exact: true,
-    };
-    run(&context, &f.name, &inputs, &mut BTreeMap::new()).unwrap()["out"].clone()
-}
-
-fn same(f: &Function, g: &Function, sizes: &[(&str, i64)]) {
-    let sizes: Sizes = sizes.iter().map(|(k, v)| (k.to_string(), *v)).collect();
-    let (a, b) = (evaluate(f, &sizes, 7), evaluate(g, &sizes, 7));
-    for (x, y) in a.data.iter().zip(&b.data) {
-        assert!((x - y).abs() <= 1e-5 * (1.0 + x.abs()), "{x} and {y} at {sizes:?}");
-    }
-}
-
-/// The fused plan, interpreted, against the naive graph.
-fn planned(f: &Function, g: &Function, sizes: &[(&str, i64)]) {
-    let module = Module {
-        functions: vec![g.clone()],
-    };
-    let sizes: Sizes = sizes.iter().map(|(k, v)| (k.to_string(), *v)).collect();
-    let plan = passes::schedule(&module, &g.name, &passes::Scheduling::FUSED).unwrap();
-    assert_eq!(ir::plan::verify::verify(&plan), [], "{plan}");
-    let sweeps = plan.kernels.iter().filter(|k| k.sweep.is_some()).count();
-    assert_eq!(sweeps, 1, "one kernel for all of attention:\n{plan}");
-    let wanted = evaluate(f, &sizes, 7);
-    let inputs = inputs(f, &sizes, 7);
-    let mut memory = ir::plan::eval::allocate(&plan, &sizes).unwrap();
-    for (b, data) in plan.buffers.iter().zip(&mut memory) {
-        if let ir::plan::BufferKind::Input(name) = &b.kind {
-            *data = inputs[name].data.clone();
-        }
-    }
-    ir::plan::eval::run(&plan, &sizes, &mut memory).unwrap();
-    let out = plan
-        .buffers
-        .iter()
-        .position(|b| matches!(b.kind, ir::plan::BufferKind::Output(_)))
-        .unwrap();
-    for (x, y) in memory[out].iter().zip(&wanted.data) {
-        assert!(
-            (x - y).abs() <= 1e-5 * (1.0 + y.abs()),
-            "{x} and {y} at {sizes:?}\n{plan}"
-        );
-    }
-}
+use ir::{Function, Module};
 
 /// Name, naive graph, sweeps wanted, of which continue another.
 fn variants(shape: &Shape) -> Vec<(&'static str, Function, usize, usize)> {
@@ -274,59 +177,89 @@ fn axes_of_one_fuse_as_others() {
     }
 }
 
-/// Every alternative in every class of every variant is the same function, not only the one that was taken.
+/// One key as [B, KV, D]: the axis of keys is the reshape's own.
 #[test]
-fn all_alternatives_agree() {
-    for decode in [false, true] {
-        agree("plain", &Shape::new(decode));
-        // As a model writes it: then more of the graph is terms.
-        let some = ["one KV head", "one head", "one key", "one of all"];
-        for (what, shape) in with_ones(decode) {
-            if shape.flat && some.contains(&what) {
-                agree(what, &shape);
+fn one_key_without_an_axis_fuses() {
+    for (name, kv, group, head) in [("heads", 2, 2, 4), ("one KV head", 1, 2, 4), ("one of all", 1, 1, 1)] {
+        let one = ir::Dim::Const(1);
+        for decode in [false, true] {
+            let shape = Shape {
+                kv,
+                group,
+                head,
+                keys: one.clone(),
+                rows: one.clone(),
+                ..Shape::new(decode)
+            };
+            for windows in [vec![None], vec![None, Some(3)]] {
+                // All axes at once, or the keys' first and the group's then.
+                for steps in [1, 2] {
+                    let mut g = Graph::new(&shape);
+                    let q = g.q("q");
+                    let [k, v] = ["k", "v"].map(|name| g.one_key(name, steps));
+                    let gate = g.gate("gate", 1);
+                    let passes: Vec<_> = windows.iter().map(|w| g.attend(q, k, v, *w, SCALE)).collect();
+                    let out = match passes[..] {
+                        [far, near] => g.blend(gate, far, near),
+                        _ => passes[0],
+                    };
+                    g.returns(out);
+                    let fused = fused(&g.f);
+                    let what = format!("{name}, decode {decode}, {windows:?}, {steps} steps");
+                    assert_eq!(count(&fused, "sweep"), windows.len(), "{what}");
+                    assert_eq!(count(&fused, "softmax"), 0, "{what}");
+                    let sizes = [("B", 2), ("S", 1), ("T", 1)];
+                    same(&g.f, &fused, &sizes);
+                    planned(&g.f, &fused, &sizes);
+                    agree(&what, &g.f, 1);
+                }
             }
         }
     }
 }
 
-fn agree(what: &str, shape: &Shape) {
-    for (name, f, ..) in variants(shape) {
-        let saturated = egraph::saturate(&f, &rules::all());
-        assert_eq!(saturated.limit, None, "{what}, {name}");
-        let graph = &saturated.import.graph;
-        let tables = &graph.analysis.tables;
-        let size = |i: egraph::term::Index| match &tables.indices[i.0 as usize].size {
-            n if *n == ir::Size::one() => 1,
-            n if *n == ir::Size::sym("T") || *n == ir::Size::sym("S") => 6,
-            _ => 2,
-        };
-        for seed in 0..if what == "plain" { 4 } else { 1 } {
-            let space = egraph::audit::Space::new(tables, &size, seed);
-            let wrong = egraph::audit::audit(graph, &space);
-            assert_eq!(wrong, [], "{what}, {name}, decode {}", shape.decode);
+/// The one key is another attention's result: both fuse.
+#[test]
+fn one_key_out_of_attention_fuses() {
+    let one = ir::Dim::Const(1);
+    let shape = Shape {
+        group: 1,
+        rows: one.clone(),
+        ..Shape::new(true)
+    };
+    let mut g = Graph::new(&shape);
+    let (q, k, v) = (g.q("q"), g.k("k"), g.k("v"));
+    let first = g.attend(q, k, v, None, SCALE);
+    g.shape.keys = one;
+    let key = g.as_one_key(first);
+    let out = g.attend(q, key, key, None, SCALE);
+    g.returns(out);
+    let fused = fused(&g.f);
+    assert_eq!((count(&fused, "sweep"), count(&fused, "softmax")), (2, 0));
+    same(&g.f, &fused, &[("B", 2), ("S", 5)]);
+    agree("one key out of attention", &g.f, 1);
+}
+
+/// Every alternative in every class of every variant is the same function, not only the one that was taken.
+#[test]
+fn all_alternatives_agree() {
+    for decode in [false, true] {
+        every_variant_agrees("plain", &Shape::new(decode));
+        // As a model writes it: then more of the graph is terms.
+        let some = ["one KV head", "one head", "one key", "one of all"];
+        for (what, shape) in with_ones(decode) {
+            if shape.flat && some.contains(&what) {
+                every_variant_agrees(what, &shape);
+            }
         }
     }
 }
 
-/// Without any one of these rules the two passes do not become one sweep; the others are for other graphs.
-#[test]
-fn the_layer_is_derived_not_matched() {
-    let needed: Vec<&str> = rules::all()
-        .iter()
-        .filter(|rule| {
-            let rest: Vec<_> = rules::all().into_iter().filter(|r| r.name != rule.name).collect();
-            let mut f = layer(&Shape::new(false), 3, 1);
-            egraph::fuse(&mut f, &rest, &MACHINES[0]).unwrap();
-            let mut module = Module { functions: vec![f] };
-            let dce = passes::PASSES.iter().find(|p| p.name == "dce").unwrap();
-            (dce.run)(&mut module).unwrap();
-            let f = &module.functions[0];
-            let goes_on = |o: &&ir::Op| o.attrs.contains_key("continues");
-            f.ops.iter().filter(goes_on).count() != 1 || count(f, "softmax") > 0
-        })
-        .map(|r| r.name)
-        .collect();
-    insta::assert_snapshot!(needed.join(" "), @"where-sub where-exp where-mul sum-where max-where div-mul sum-div online-f online-1 split");
+fn every_variant_agrees(what: &str, shape: &Shape) {
+    for (name, f, ..) in variants(shape) {
+        let what = format!("{what}, {name}, decode {}", shape.decode);
+        agree(&what, &f, if what.starts_with("plain") { 4 } else { 1 });
+    }
 }
 
 /// What `fuse` makes of each variant, for people to read.

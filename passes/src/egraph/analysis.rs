@@ -18,6 +18,8 @@ pub struct Data {
     pub free: Indices,
     /// No element is -inf or NaN, whatever the (finite) leaves hold.
     pub finite: bool,
+    /// No element is +inf or NaN: what a mask makes of finite numbers.
+    pub below: bool,
     /// The class is this index.
     pub index: Option<Index>,
     /// The class is this domain; of a measure, where it lives.
@@ -48,6 +50,7 @@ impl Analysis<Term> for Facts {
         let mut data = Data {
             free: term.fold(0, |free, id| free | of(&id).free),
             finite: term.all(|id| of(&id).finite),
+            below: false,
             index: None,
             domain: None,
             stream: None,
@@ -91,9 +94,14 @@ impl Analysis<Term> for Facts {
                 };
             }
             Term::Integral([s, _]) => data.free &= !bit(of(s).stream),
-            Term::Maximum(_) => data.finite = true,
             _ => {}
         }
+        data.below = data.finite
+            || match term {
+                Term::Const(x) => x.value() == f64::NEG_INFINITY,
+                Term::Add([a, b]) | Term::Max([a, b]) | Term::Where([_, a, b]) => of(a).below && of(b).below,
+                _ => false,
+            };
         data
     }
 
@@ -101,6 +109,7 @@ impl Analysis<Term> for Facts {
         let old = a.clone();
         a.free &= b.free;
         a.finite |= b.finite;
+        a.below |= b.below;
         a.index = a.index.or(b.index);
         a.domain = a.domain.or(b.domain);
         a.stream = a.stream.or(b.stream);

@@ -226,14 +226,6 @@ fn value(graph: &Graph, space: &Space, values: &HashMap<Id, (Value, &Term)>, ter
             };
             Some(Value::Tensor(points.map(integral).collect()))
         }
-        Term::Maximum(s) => {
-            let Value::Measure { stream, x, inside } = of(s)? else {
-                return None;
-            };
-            Some(Value::Tensor(
-                points.map(|p| maximum(space, *stream, inside, x, p)).collect(),
-            ))
-        }
         Term::Const(x) => Some(Value::Tensor(vec![x.value(); space.len])),
         Term::Index(i) => Some(Value::Index(*i)),
         Term::Domain(d) => Some(Value::Truth(points.map(|p| contains(graph, space, *d, p)).collect())),

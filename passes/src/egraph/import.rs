@@ -7,15 +7,15 @@
 //! A dimension of size 1 has no index, whether it is broadcast or not: [B, 1, G, T, D] is [B, G, T, D] to the terms, and one KV head
 //! is none. Only what a reduction runs over always has one: a sum over one key is a sum.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use egg::Id;
 use ir::{Attr, Function, Op, Size, ValueId};
 
 use super::analysis::{Facts, Graph};
-use crate::schedule::{flag, float, int, ints};
-
+use super::names::{Names, is_one, is_term, reduced, same_but_ones};
 use super::term::{Domain, Index, LeafInfo, Number, Pair, Tables, Term};
+use crate::schedule::{flag, float, int, ints};
 
 /// The indices of a value's dimensions; `None` where the size is 1 and nothing reduces it.
 pub type At = Vec<Option<Index>>;
@@ -38,6 +38,7 @@ pub fn import(f: &Function) -> Import {
         known: HashMap::new(),
         terms: vec![],
         edges: edges(f),
+        cut: vec![],
     };
     for op in &f.ops {
         if is_term(f, op) {
@@ -45,7 +46,9 @@ pub fn import(f: &Function) -> Import {
         }
     }
     let mut roots = vec![];
-    for v in roots_of(f, &importer.ops) {
+    let mut open: VecDeque<ValueId> = roots_of(f, &importer.ops).into();
+    let mut seen: HashSet<ValueId> = open.iter().copied().collect();
+    while let Some(v) = open.pop_front() {
         let mut at = vec![];
         for d in 0..f.ty(v).rank() {
             let i = (!is_one(f, v, d)).then(|| importer.dimension(v, d, &at));
@@ -53,6 +56,12 @@ pub fn import(f: &Function) -> Import {
         }
         let id = importer.term(v, &at);
         roots.push((v, id, at));
+        // What a leaf is made of is a root too.
+        let made: Vec<ValueId> = importer.cut.drain(..).collect();
+        open.extend(
+            made.into_iter()
+                .filter(|v| importer.ops.contains_key(v) && seen.insert(*v)),
+        );
     }
     let mut graph = importer.graph;
     graph.rebuild();
@@ -63,7 +72,7 @@ pub fn import(f: &Function) -> Import {
 /// About how many indices the function's terms need.
 pub fn indices(f: &Function) -> usize {
     let names = Names::new(f);
-    let mut classes = std::collections::HashSet::new();
+    let mut classes = HashSet::new();
     for op in f.ops.iter().filter(|op| is_term(f, op)) {
         for v in op.operands.iter().chain(&op.results) {
             let real = |d: &usize| !is_one(f, *v, *d);
@@ -75,7 +84,7 @@ pub fn indices(f: &Function) -> usize {
 }
 
 /// Where windows end, 0 first: every mask of a function has the same cells.
-fn edges(f: &Function) -> Vec<i64> {
+pub fn edges(f: &Function) -> Vec<i64> {
     let windows = f.ops.iter().filter(|op| op.name == "mask").filter_map(window);
     let mut edges: Vec<i64> = windows.chain([0]).collect();
     edges.sort();
@@ -105,148 +114,6 @@ fn roots_of(f: &Function, ops: &HashMap<ValueId, &Op>) -> Vec<ValueId> {
     read
 }
 
-/// Ops that have a term. A matmul by a weight has none: where activations meet a weight, data crosses rows of the batch, and
-/// kernels end there. Neither has what moves data between positions.
-fn is_term(f: &Function, op: &Op) -> bool {
-    match op.name.as_str() {
-        "add" | "sub" | "mul" | "div" | "max" | "neg" | "exp" | "log" | "rsqrt" | "sigmoid" | "silu" | "cast"
-        | "softmax" | "reduce_sum" | "reduce_max" | "transpose" => f.ty(op.results[0]).dtype.is_float(),
-        "constant" => f.ty(op.results[0]).dtype.is_float(),
-        // A domain's cells fit a word.
-        "where" => f.ty(op.results[0]).dtype.is_float() && is_mask(f, op.operands[0]) && edges(f).len() < 63,
-        "matmul" => f.ty(op.operands[1]).rank() > 2,
-        "reshape" => same_but_ones(f, op).is_some(),
-        _ => false,
-    }
-}
-
-fn is_one(f: &Function, v: ValueId, d: usize) -> bool {
-    f.ty(v).shape[d].size().as_const() == Some(1)
-}
-
-/// The dimension of the first operand that the op runs over.
-fn reduced(f: &Function, op: &Op) -> Option<usize> {
-    match op.name.as_str() {
-        "reduce_sum" | "reduce_max" => Some(int(op, "axis") as usize),
-        "softmax" | "matmul" => Some(f.ty(op.operands[0]).rank() - 1),
-        _ => None,
-    }
-}
-
-fn is_mask(f: &Function, v: ValueId) -> bool {
-    f.ops.iter().any(|o| o.results[0] == v && o.name == "mask")
-}
-
-/// For a reshape that only adds or drops dimensions of size 1: the operand's dimension for each of the result's.
-///
-/// A one of the result is a one of the operand's in the same place, from the right, as far as there are any: keys stay keys if there
-/// is only one.
-fn same_but_ones(f: &Function, op: &Op) -> Option<Vec<Option<usize>>> {
-    let (from, to) = (op.operands[0], op.results[0]);
-    let mut list = vec![None; f.ty(to).rank()];
-    let mut left = f.ty(from).rank();
-    for (d, own) in list.iter_mut().enumerate().rev() {
-        let wanted = is_one(f, to, d);
-        while !wanted && left > 0 && is_one(f, from, left - 1) {
-            left -= 1;
-        }
-        if left > 0 && f.ty(from).shape[left - 1] == f.ty(to).shape[d] {
-            left -= 1;
-            *own = Some(left);
-        } else if !wanted {
-            return None;
-        }
-    }
-    (0..left).all(|d| is_one(f, from, d)).then_some(list)
-}
-
-/// Dimensions that must have one name, by union-find over (value, dimension).
-struct Names {
-    offset: Vec<usize>,
-    parent: Vec<usize>,
-}
-
-impl Names {
-    fn new(f: &Function) -> Names {
-        let mut offset = vec![];
-        let mut n = 0;
-        for v in &f.values {
-            offset.push(n);
-            n += v.ty.rank();
-        }
-        let mut names = Names {
-            offset,
-            parent: (0..n).collect(),
-        };
-        for op in f.ops.iter().filter(|op| is_term(f, op) || op.name == "mask") {
-            names.op(f, op);
-        }
-        names
-    }
-
-    fn find(&self, v: ValueId, d: usize) -> usize {
-        let mut at = self.offset[v.0 as usize] + d;
-        while self.parent[at] != at {
-            at = self.parent[at];
-        }
-        at
-    }
-
-    fn join(&mut self, a: (ValueId, usize), b: (ValueId, usize)) {
-        let (a, b) = (self.find(a.0, a.1), self.find(b.0, b.1));
-        self.parent[a.max(b)] = a.min(b);
-    }
-
-    fn op(&mut self, f: &Function, op: &Op) {
-        let Some(&to) = op.results.first() else { return };
-        let rank = f.ty(to).rank();
-        // Broadcast dimensions stay apart; ones that meet ones are joined, since a reduction may run over them.
-        let alike = |v: ValueId, d: usize| is_one(f, v, d) == is_one(f, to, d + rank - f.ty(v).rank());
-        match op.name.as_str() {
-            "transpose" => {
-                for (d, p) in ints(op, "perm").iter().enumerate() {
-                    self.join((to, d), (op.operands[0], *p as usize));
-                }
-            }
-            "reshape" => {
-                for (d, o) in same_but_ones(f, op).into_iter().flatten().enumerate() {
-                    if let Some(o) = o {
-                        self.join((to, d), (op.operands[0], o));
-                    }
-                }
-            }
-            "matmul" => {
-                let (a, b) = (op.operands[0], op.operands[1]);
-                let (ra, rb) = (f.ty(a).rank(), f.ty(b).rank());
-                let (n, k) = if transposed(op) {
-                    (rb - 2, rb - 1)
-                } else {
-                    (rb - 1, rb - 2)
-                };
-                self.join((a, ra - 1), (b, k));
-                self.join((to, rank - 1), (b, n));
-                for d in 0..ra - 1 {
-                    if alike(a, d) {
-                        self.join((to, d + rank - ra), (a, d));
-                    }
-                }
-                for d in (0..rb - 2).filter(|d| alike(b, *d)) {
-                    self.join((to, d + rank - rb), (b, d));
-                }
-            }
-            "constant" | "mask" => {}
-            _ => {
-                for v in &op.operands {
-                    let skip = rank - f.ty(*v).rank();
-                    for d in (0..f.ty(*v).rank()).filter(|d| alike(*v, *d)) {
-                        self.join((to, d + skip), (*v, d));
-                    }
-                }
-            }
-        }
-    }
-}
-
 struct Importer<'f> {
     f: &'f Function,
     ops: HashMap<ValueId, &'f Op>,
@@ -256,6 +123,8 @@ struct Importer<'f> {
     terms: Vec<(ValueId, At, Id)>,
     /// Of every mask's cells.
     edges: Vec<i64>,
+    /// Operands of ops that are leaves although they have a term.
+    cut: Vec<ValueId>,
 }
 
 impl Importer<'_> {
@@ -300,8 +169,9 @@ impl Importer<'_> {
             return *id;
         }
         let id = match self.ops.get(&v).copied() {
-            Some(op) => self.op(op, v, at),
-            None => {
+            Some(op) if !self.makes_keys(op, at) => self.op(op, v, at),
+            op => {
+                self.cut.extend(op.map(|op| op.operands[0]));
                 let name = self.f.value_name(v).to_string();
                 let leaf = LeafInfo {
                     value: v,
@@ -315,6 +185,14 @@ impl Importer<'_> {
         self.known.insert((v, at.clone()), id);
         self.terms.push((v, at.clone(), id));
         id
+    }
+
+    /// Is the op a reshape that adds a one which is read at an index, as of [B, KV, D] to one key? Its operand has no place for that
+    /// index, so that terms of it could not say which of them change with the key.
+    fn makes_keys(&self, op: &Op, at: &At) -> bool {
+        op.name == "reshape"
+            && same_but_ones(self.f, op)
+                .is_some_and(|dims| dims.iter().zip(at).any(|(d, i)| d.is_none() && i.is_some()))
     }
 
     /// An operand that broadcasting reads at the result's indices.
@@ -448,6 +326,6 @@ impl Importer<'_> {
     }
 }
 
-fn transposed(op: &Op) -> bool {
+pub fn transposed(op: &Op) -> bool {
     flag(op, "transpose_b")
 }

@@ -11,6 +11,7 @@ pub mod explain;
 mod export;
 pub mod extract;
 pub mod import;
+mod names;
 pub mod rules;
 pub mod term;
 

@@ -36,8 +36,6 @@ define_language! {
         "ext" = Extend([Id; 2]),
         // (measure, f): f integrated under it, relative to its maximum.
         "acc" = Integral([Id; 2]),
-        // (measure): its maximum.
-        "mx" = Maximum(Id),
         Const(Number),
         Index(Index),
         Domain(Domain),

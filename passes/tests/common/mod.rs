@@ -1,6 +1,8 @@
 //! Attention graphs of many kinds, written naively: what the rules must find the fused form of.
 #![allow(dead_code)]
 
+pub mod check;
+
 use ir::{DType, Dim, Function, Param, TensorType, ValueId};
 
 pub const HEAD: i64 = 4;
@@ -97,6 +99,23 @@ impl Graph {
         self.reshape(all, grouped)
     }
 
+    /// One key or value that comes as [B, KV, D], in one step or two.
+    pub fn one_key(&mut self, name: &str, steps: usize) -> ValueId {
+        let s = self.shape.clone();
+        let mut x = self.input(name, vec![s.batch.clone(), s.kv.into(), s.head.into()]);
+        if steps == 2 {
+            x = self.reshape(x, vec![s.batch.clone(), s.kv.into(), 1i64.into(), s.head.into()]);
+        }
+        self.reshape(x, vec![s.batch, s.kv.into(), 1i64.into(), 1i64.into(), s.head.into()])
+    }
+
+    /// A value of one number per batch, head and feature as one key.
+    pub fn as_one_key(&mut self, x: ValueId) -> ValueId {
+        let s = self.shape.clone();
+        let x = self.reshape(x, vec![s.batch.clone(), s.kv.into(), s.head.into()]);
+        self.reshape(x, vec![s.batch, s.kv.into(), 1i64.into(), 1i64.into(), s.head.into()])
+    }
+
     /// A number per head and token, in (0, 1); or per element.
     pub fn gate(&mut self, name: &str, size: i64) -> ValueId {
         let s = self.shape.clone();
@@ -136,14 +155,24 @@ impl Graph {
         self.f.mask(self.start, window, ty)
     }
 
-    /// softmax(mask(q k^T * scale)) v
-    pub fn attend(&mut self, q: ValueId, k: ValueId, v: ValueId, window: Option<i64>, scale: f64) -> ValueId {
+    /// q k^T * scale
+    pub fn scores(&mut self, q: ValueId, k: ValueId, scale: f64) -> ValueId {
         let scores = self.f.matmul(q, k, true, DType::F32);
         let scale = self.f.scalar(scale, DType::F32);
-        let scaled = self.f.mul(scores, scale);
+        self.f.mul(scores, scale)
+    }
+
+    /// x, and -inf behind the mask.
+    pub fn masked(&mut self, x: ValueId, window: Option<i64>) -> ValueId {
         let mask = self.mask(window);
         let never = self.f.scalar(f64::NEG_INFINITY, DType::F32);
-        let masked = self.f.select(mask, scaled, never);
+        self.f.select(mask, x, never)
+    }
+
+    /// softmax(mask(q k^T * scale)) v
+    pub fn attend(&mut self, q: ValueId, k: ValueId, v: ValueId, window: Option<i64>, scale: f64) -> ValueId {
+        let scores = self.scores(q, k, scale);
+        let masked = self.masked(scores, window);
         let p = self.f.softmax(masked, DType::F32);
         self.f.matmul(p, v, false, DType::F32)
     }

@@ -4,11 +4,18 @@ use super::{Rule, When::*};
 
 pub const RULES: &[Rule] = &[
     Rule {
-        name: "where-add",
-        left: "(add (where ?d ?x #-inf) ?y)",
-        right: "(where ?d (add ?x ?y) #-inf)",
-        when: &[Finite("?y")],
-        why: "-inf plus a finite number stays -inf",
+        name: "add-mask",
+        left: "(add ?x (where ?d #0 #-inf))",
+        right: "(where ?d ?x #-inf)",
+        when: &[Below("?x")],
+        why: "adding 0 or -inf is a mask",
+    },
+    Rule {
+        name: "mask-add",
+        left: "(add (where ?d #0 #-inf) ?x)",
+        right: "(where ?d ?x #-inf)",
+        when: &[Below("?x")],
+        why: "the same from the left",
     },
     Rule {
         name: "where-sub",
@@ -32,25 +39,11 @@ pub const RULES: &[Rule] = &[
         why: "0 times a finite number stays 0",
     },
     Rule {
-        name: "where-div",
-        left: "(div (where ?d ?x #0) ?y)",
-        right: "(where ?d (div ?x ?y) #0)",
-        when: &[],
-        why: "0 divided by anything stays 0 (0 / 0 is 0 here)",
-    },
-    Rule {
         name: "where-where",
         left: "(where ?d (where ?e ?x ?c) ?c)",
         right: "(where (and ?d ?e) ?x ?c)",
         when: &[],
         why: "two masks with one filling are one mask",
-    },
-    Rule {
-        name: "add-where",
-        left: "(add (where ?d ?x #0) (where ?d ?y #0))",
-        right: "(where ?d (add ?x ?y) #0)",
-        when: &[],
-        why: "sums under one mask",
     },
     Rule {
         name: "sum-where",

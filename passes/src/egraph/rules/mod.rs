@@ -34,8 +34,10 @@ pub enum When {
     Independent(&'static str, &'static str),
     /// The first, a domain, chooses values of the second, an index.
     Over(&'static str, &'static str),
-    /// No -inf inside.
+    /// Nothing infinite inside.
     Finite(&'static str),
+    /// Finite or -inf: what stays -inf when -inf is added.
+    Below(&'static str),
     /// Two different domains that overlap; `?k` becomes what they share, `?r` what only the first has.
     Splits(&'static str, &'static str),
 }
@@ -59,6 +61,7 @@ impl When {
                 _ => false,
             },
             When::Finite(x) => data(x).finite,
+            When::Below(x) => data(x).below,
             When::Splits(c, w) => split(egraph, subst, c, w).is_some(),
         }
     }

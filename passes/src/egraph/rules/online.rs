@@ -20,11 +20,11 @@ pub const RULES: &[Rule] = &[
         why: "the same for f = 1",
     },
     Rule {
-        name: "online-m",
-        left: "(rmax ?j ?d ?x)",
-        right: "(mx (st ?j ?d ?x))",
+        name: "online-ratio",
+        left: "(div (sum ?j ?d (mul (exp ?x) ?f)) (sum ?j ?d (exp ?x)))",
+        right: "(div (acc (st ?j ?d ?x) ?f) (acc (st ?j ?d ?x) #1))",
         when: &[Finite("?x")],
-        why: "a measure keeps its maximum",
+        why: "a mean is the same relative to any maximum, so to none",
     },
     Rule {
         name: "split",
