@@ -104,9 +104,11 @@ impl Function {
 
     pub fn new_value(&mut self, ty: TensorType, name: Option<&str>) -> ValueId {
         let id = ValueId(self.values.len() as u32);
+        let is_free = |name: &str| self.values.iter().all(|v| v.name != name);
         let name = match name {
-            Some(wanted) if self.values.iter().all(|v| v.name != wanted) => wanted.to_string(),
-            _ => id.0.to_string(),
+            Some(wanted) if is_free(wanted) => wanted.to_string(),
+            // A graph that was read may have gaps in its numbers, and larger ones.
+            _ => (id.0..).map(|n| n.to_string()).find(|n| is_free(n)).unwrap_or_default(),
         };
         self.values.push(Value { ty, name });
         id

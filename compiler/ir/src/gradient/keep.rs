@@ -32,17 +32,18 @@ fn operations(f: &Function, op: &Op, sizes: &Sizes) -> f64 {
                 .unwrap_or(1);
             2.0 * out * k as f64
         }
-        // Each row meets all keys that it sees; the mass comes with the sum.
-        "mean" => {
-            let rows = f
-                .ty(op.results[0])
-                .shape
+        // Each row meets all keys that it sees.
+        "mean" | "lse" => {
+            let state = &f.ty(op.operands[0]).shape;
+            let rows = state
                 .iter()
                 .rev()
                 .nth(1)
                 .and_then(|d| d.size().eval(sizes))
                 .unwrap_or(1);
-            2.0 * out * rows as f64
+            let depth = state.last().and_then(|d| d.size().eval(sizes)).unwrap_or(1);
+            let row = if op.name == "lse" { depth } else { 1 };
+            2.0 * out * rows as f64 * row as f64
         }
         _ => 8.0 * out,
     }

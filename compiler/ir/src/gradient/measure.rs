@@ -85,7 +85,7 @@ impl Measures {
         if flag(op, "starts") {
             return Err("with a start".to_string());
         }
-        let lse = try_op(f, "lse", &[state], Attrs::new())?;
+        let lse = mass(f, state)?;
         let mut ranges = self.later.remove(&state).unwrap_or_default();
         ranges.push(Range {
             near: int(op, "near").unwrap_or(0),
@@ -96,7 +96,7 @@ impl Measures {
         });
         if flag(op, "continues") {
             let before = op.operands[op.operands.len() - 1];
-            let own = try_op(f, "lse", &[before], Attrs::new())?;
+            let own = mass(f, before)?;
             let difference = f.sub(own, lse);
             let part = f.unary("exp", difference);
             let (d, z) = (f.mul(d, part), f.mul(z, part));
@@ -138,5 +138,14 @@ impl Measures {
             }
         }
         Ok(gradients)
+    }
+}
+
+/// The logarithm of a state's mass, once.
+fn mass(f: &mut Function, state: ValueId) -> Result<ValueId, String> {
+    let known = f.ops.iter().find(|o| o.name == "lse" && o.operands[0] == state);
+    match known {
+        Some(op) => Ok(op.results[0]),
+        None => try_op(f, "lse", &[state], Attrs::new()),
     }
 }

@@ -348,18 +348,21 @@ impl<'m> Differentiation<'m> {
                 n => format!("{stem}{}", n + 1),
             }
         };
+        let count = masses_first(&mut out, f.ops.len());
         // What a call within keeps has no way out yet.
         let nested = f.ops.iter().any(|op| op.name == "call");
         let whole = out.clone();
         trim(&mut out);
-        let made: HashSet<ValueId> = f.ops.iter().flat_map(|op| op.results.iter().copied()).collect();
+        let made: HashSet<ValueId> = whole.ops[..count]
+            .iter()
+            .flat_map(|op| op.results.iter().copied())
+            .collect();
         let forward = out.ops.iter().take_while(|op| made.contains(&op.results[0])).count();
         let kept = match nested {
             true => vec![],
             false => keep::choose(&out, forward, self.memory, &lives::typical()),
         };
-        let keeper =
-            (!kept.is_empty()).then(|| keep::keeping(f, &whole, f.ops.len(), &kept, name("keeping", &self.made)));
+        let keeper = (!kept.is_empty()).then(|| keep::keeping(f, &whole, count, &kept, name("keeping", &self.made)));
         self.made.extend(keeper.clone());
         keep::given(&mut out, &kept);
         let twin = (!out.returns.is_empty()).then(|| {
@@ -441,6 +444,21 @@ impl Contributions<String> for BTreeMap<String, ValueId> {
 }
 
 /// Drops what no result needs: ops, and parameters.
+/// The masses of sweeps go behind the `forward` ops that they are of: the kernel that sweeps has them, and may hand them on. How many ops
+/// stand in front of the backward then.
+fn masses_first(f: &mut Function, forward: usize) -> usize {
+    let of_forward: HashSet<ValueId> = f.ops[..forward]
+        .iter()
+        .flat_map(|op| op.results.iter().copied())
+        .collect();
+    let is_mass = |op: &Op| op.name == "lse" && of_forward.contains(&op.operands[0]);
+    let (masses, rest): (Vec<Op>, Vec<Op>) = f.ops.split_off(forward).into_iter().partition(is_mass);
+    f.ops.extend(masses);
+    let count = f.ops.len();
+    f.ops.extend(rest);
+    count
+}
+
 fn trim(f: &mut Function) {
     let mut needed: HashSet<ValueId> = f.returns.iter().map(|r| r.1).collect();
     let mut kept: Vec<Op> = vec![];
