@@ -8,6 +8,7 @@ pub(crate) mod expression;
 mod groups;
 mod layout;
 mod matmul;
+mod merge;
 mod rows;
 mod slots;
 mod sweep;
@@ -35,6 +36,8 @@ pub struct Scheduling {
     pub joined_sweeps: bool,
     /// Values lie as their readers want them.
     pub layouts: bool,
+    /// Launches that hand on or share large values become one.
+    pub merged: bool,
 }
 
 impl Scheduling {
@@ -42,11 +45,13 @@ impl Scheduling {
         epilogues: true,
         joined_sweeps: true,
         layouts: true,
+        merged: true,
     };
     pub const OP_BY_OP: Scheduling = Scheduling {
         epilogues: false,
         joined_sweeps: false,
         layouts: false,
+        merged: false,
     };
 }
 
@@ -81,6 +86,9 @@ pub fn schedule(module: &Module, entry: &str, options: &Scheduling) -> Result<Pl
     let results = s.function(f, 0, &inputs)?;
     for ((name, v), view) in f.returns.iter().zip(results) {
         s.output(name, f.ty(*v), view);
+    }
+    if options.merged {
+        merge::merge(&mut s.plan);
     }
     slots::assign(&mut s.plan);
     Ok(s.plan)
