@@ -40,9 +40,8 @@ fn pair(steps: &mut Steps, i: usize, j: usize) -> Option<usize> {
         return None;
     }
     let place = i + order.before.len();
-    let mut moved: Vec<Step> = order.before.iter().map(|s| steps.list[*s].clone()).collect();
-    moved.push(steps.list[i].clone());
-    moved.extend(order.after.iter().map(|s| steps.list[*s].clone()));
+    let moved = order.before.iter().chain([&i]).chain(&order.after);
+    let moved: Vec<Step> = moved.map(|s| steps.list[*s].clone()).collect();
     steps.list.splice(i..j, moved);
     steps.remove(j);
     steps.replace(place, new);
@@ -81,6 +80,10 @@ fn joined(
         return None;
     }
     let new = steps.step(body)?;
+    // What others wait for is not put off for the sake of one reader.
+    if is_one_point(a) && !is_one_point(b) && !first.writes.is_disjoint(&new.writes) {
+        return None;
+    }
     let saved = first.cost.bytes + second.cost.bytes - new.cost.bytes;
     let hands_on = !first.writes.is_disjoint(&second.reads);
     let least = first.cost.bytes.min(second.cost.bytes) / 8.0;
@@ -90,32 +93,43 @@ fn joined(
     pays.then_some((new, dropped))
 }
 
-/// What stands between two steps: what can go before both, and what must come after.
+fn is_one_point(kernel: &Kernel) -> bool {
+    kernel.outer.iter().chain([&kernel.cols]).all(|n| n.as_const() == Some(1))
+}
+
+/// What stands between two steps: what goes before both, and what comes after.
 struct Order {
     before: Vec<usize>,
     after: Vec<usize>,
 }
 
 impl Order {
-    /// `None` where the second needs something that needs the first.
+    /// One of the steps moves to the other where it can; what is near may go round them on both sides. `None` where the second needs
+    /// something that needs the first.
     fn around(list: &[Step], i: usize, j: usize) -> Option<Order> {
-        let mut order = Order {
-            before: vec![],
-            after: vec![],
-        };
-        let mut behind = Touched::default();
+        let between = i + 1..j;
+        let mut all = Touched::default();
+        list[between.clone()].iter().for_each(|s| all.add(s));
+        if !all.conflicts(&list[j]) {
+            return Some(Order {
+                before: vec![],
+                after: between.collect(),
+            });
+        }
+        let (mut before, mut after) = (vec![], vec![]);
+        let (mut behind, mut later) = (Touched::default(), Touched::default());
         behind.add(&list[i]);
-        let mut after = Touched::default();
-        for (at, step) in list.iter().enumerate().take(j).skip(i + 1) {
-            if behind.conflicts(step) {
-                behind.add(step);
-                after.add(step);
-                order.after.push(at);
+        for at in between {
+            if behind.conflicts(&list[at]) {
+                behind.add(&list[at]);
+                later.add(&list[at]);
+                after.push(at);
             } else {
-                order.before.push(at);
+                before.push(at);
             }
         }
-        (!after.conflicts(&list[j])).then_some(order)
+        let near = after.is_empty() || j - i <= NEAR;
+        (near && !later.conflicts(&list[j])).then_some(Order { before, after })
     }
 
     /// Do values that live longer, because one of the steps has moved, weigh no more than those that are gone? What is near does not count.

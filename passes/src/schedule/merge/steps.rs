@@ -58,7 +58,11 @@ impl Steps {
 
     fn scheduled(&self, launch: &Launch) -> Step {
         let kernel = &self.kernels[launch.kernel];
-        if let Some(step) = is_plain(kernel).then(|| self.step(open(kernel, &launch.args))).flatten() {
+        let body = is_plain(kernel).then(|| Kernel {
+            name: base(&kernel.name).to_string(),
+            ..open(kernel, &launch.args)
+        });
+        if let Some(step) = body.and_then(|body| self.step(body)) {
             return Step {
                 launch: Some(launch.clone()),
                 ..step
@@ -157,7 +161,7 @@ impl Steps {
 }
 
 /// The name without the number that makes it unique.
-pub fn base(name: &str) -> &str {
+fn base(name: &str) -> &str {
     name.split('.').next().unwrap_or_default()
 }
 
