@@ -25,7 +25,10 @@ pub const SWITCHES: &[(&str, &str)] = &[
     ),
     ("joined-sweeps", "a kernel for every sweep"),
     ("layouts", "values are turned by copies"),
-    ("merge", "what several kernels read, or a reduction over another axis, is stored"),
+    (
+        "merge",
+        "what several kernels read, or a reduction over another axis, is stored",
+    ),
 ];
 
 impl Program {

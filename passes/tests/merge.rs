@@ -1,11 +1,14 @@
 //! Merged and unmerged plans of a training step mean the same, and the merged one moves fewer bytes.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use ir::plan::{Plan, verify::verify};
+use ir::plan::{BufferKind, Plan, eval, verify::verify};
+use ir::testing::Rng;
 use ir::{DType, Module, Sizes};
 use model::Config;
-use model::graph::{Objective, Options, training};
+use model::graph::training::{Hyper, training};
+use model::graph::{LOGITS, Objective, Options};
 use passes::{Program, Scheduling};
 
 fn config(sizes: [i64; 7]) -> Config {
@@ -30,10 +33,10 @@ fn train_step(config: &Config, batch: usize, context: usize, dtype: DType, memor
         context,
         wanted: &|_| true,
         memory,
-        logits: model::graph::LOGITS,
+        logits: LOGITS,
         rewrite: &|module| program.forward(module).map_err(|e| e.to_string()),
     };
-    let mut module = training::training(config, &options, &objective, false).unwrap();
+    let mut module = training(config, &options, &objective, false).unwrap();
     for pass in program.steps().unwrap() {
         (pass.run)(&mut module).unwrap();
     }
@@ -50,32 +53,80 @@ fn plan(module: &Module, merged: bool) -> Plan {
     plan
 }
 
-#[test]
-fn scratch_big() {
-    let config = config([151936, 1024, 2, 16, 8, 128, 3072]);
-    let module = train_step(&config, 8, 1024, DType::BF16, 0);
-    for merged in [false, true] {
-        let t = std::time::Instant::now();
-        let plan = plan(&module, merged);
-        let work = plan.work(&Sizes::new()).unwrap();
-        println!("merged {merged}: {} launches, {} kernels, {:.2} GB, in {:?}", plan.launches.len(), plan.kernels.len(), work.bytes / 1e9, t.elapsed());
-        std::fs::write(format!("/tmp/merge_{merged}.plan"), plan.to_string()).unwrap();
+/// All outputs and states after a step on random data.
+fn step(plan: &Plan, vocab: i64) -> BTreeMap<String, Vec<f64>> {
+    let hyper = Hyper {
+        beta1: 0.9,
+        beta2: 0.99,
+        eps: 1e-3,
+        clip: 1.0,
+        step: 3,
+        rate: [0.1; 3],
+        decay: [0.01; 3],
+    };
+    let mut memory = eval::allocate(plan, &Sizes::new()).unwrap();
+    for (b, data) in plan.buffers.iter().zip(&mut memory) {
+        let mut rng = Rng::new(b.name.bytes().fold(7, |h, c| h.wrapping_mul(31) + u64::from(c)));
+        let mut draw =
+            |f: &dyn Fn(&mut Rng) -> f64| data.iter_mut().for_each(|x| *x = eval::round(f(&mut rng), b.dtype));
+        match &b.kind {
+            BufferKind::Input(name) if name == "hyper" => {
+                data.iter_mut().zip(hyper.values()).for_each(|(x, h)| *x = f64::from(h));
+            }
+            BufferKind::Input(_) if b.dtype == DType::I32 => draw(&|rng| rng.below(vocab) as f64),
+            BufferKind::Input(_) => draw(&|_| 0.1),
+            // Squares' means are positive.
+            BufferKind::State(name) if name.starts_with("v.") => draw(&|rng| 0.01 + 0.01 * rng.unit()),
+            BufferKind::State(_) => draw(&|rng| rng.unit() - 0.5),
+            _ => {}
+        }
     }
+    eval::run(plan, &Sizes::new(), &mut memory).unwrap();
+    let kept = |kind: &BufferKind| matches!(kind, BufferKind::Output(_) | BufferKind::State(_));
+    let all = plan.buffers.iter().zip(memory).filter(|(b, _)| kept(&b.kind));
+    all.map(|(b, data)| (b.name.clone(), data)).collect()
 }
 
 #[test]
-fn scratch_infer() {
-    let config = config([151936, 1024, 2, 16, 8, 128, 3072]);
-    let options = Options { dtype: DType::BF16, embedding: DType::BF16, max_context: 4096 };
-    let mut module = model::graph::build(&config, &options).unwrap();
-    for pass in Program::fused().steps().unwrap() {
-        (pass.run)(&mut module).unwrap();
-    }
-    for entry in ["prefill", "decode", "logits", "loss"] {
-        for merged in [false, true] {
-            let plan = passes::schedule(&module, entry, &Scheduling { merged, ..Scheduling::FUSED }).unwrap();
-            println!("merged {entry} {merged}: {} launches, {} kernels", plan.launches.len(), plan.kernels.len());
-            std::fs::write(format!("/tmp/merge_{entry}_{merged}.plan"), plan.to_string()).unwrap();
+fn a_merged_training_step_means_the_same() {
+    let vocab = 13;
+    let config = config([vocab, 8, 2, 4, 2, 4, 12]);
+    for (dtype, memory, tolerance) in [
+        (DType::F32, u64::MAX, 1e-5),
+        (DType::F32, 0, 1e-5),
+        (DType::BF16, 0, 3e-2),
+    ] {
+        let module = train_step(&config, 2, 5, dtype, memory);
+        let (apart, merged) = (plan(&module, false), plan(&module, true));
+        let (wanted, found) = (step(&apart, vocab), step(&merged, vocab));
+        assert_eq!(wanted.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>());
+        for (name, x) in &wanted {
+            let scale = x.iter().fold(1e-3, |m: f64, x| m.max(x.abs()));
+            for (i, (x, y)) in x.iter().zip(&found[name]).enumerate() {
+                let near = (x - y).abs() <= tolerance * scale;
+                assert!(near, "{dtype} {name}[{i}] is {x} apart, {y} merged");
+            }
         }
+        let bytes = |plan: &Plan| plan.work(&Sizes::new()).unwrap().bytes;
+        assert!(
+            bytes(&merged) < 0.95 * bytes(&apart),
+            "{} of {}",
+            bytes(&merged),
+            bytes(&apart)
+        );
+        assert!(merged.launches.len() * 4 < apart.launches.len() * 3);
     }
+}
+
+/// Of a model as large as one that is trained: what a layer's kernels become does not depend on the layer.
+#[test]
+fn layers_still_share_their_kernels() {
+    let plan_of = |layers: i64| {
+        let config = config([1000, 1024, layers, 16, 8, 128, 3072]);
+        plan(&train_step(&config, 4, 512, DType::BF16, 0), true)
+    };
+    let (few, many) = (plan_of(4), plan_of(6));
+    assert_eq!(few.kernels.len(), many.kernels.len());
+    let names = |plan: &Plan| plan.kernels.iter().map(|k| k.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&few), names(&many));
 }

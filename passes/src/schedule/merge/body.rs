@@ -257,7 +257,11 @@ impl Needs<'_> {
         };
         let mut order = vec![];
         while !left.is_empty() {
-            let free = |s: &usize| !left.iter().any(|other| other != s && self.loads_from(*other, buffer(*s)));
+            let free = |s: &usize| {
+                !left
+                    .iter()
+                    .any(|other| other != s && self.loads_from(*other, buffer(*s)))
+            };
             let next = left.iter().position(free)?;
             order.push(left.remove(next));
         }

@@ -73,6 +73,9 @@ fn keeps_inputs(steps: &Steps, at: usize, last: usize) -> bool {
 /// Do the inputs that live longer weigh no more than the value that lives no longer?
 fn is_no_heavier(steps: &Steps, at: usize, last: usize, value: usize) -> bool {
     let lives = |b: &usize| steps.list[last..].iter().any(|s| s.reads.contains(b));
-    let longer = steps.list[at].reads.iter().filter(|b| steps.is_temporary(**b) && !lives(b));
+    let longer = steps.list[at]
+        .reads
+        .iter()
+        .filter(|b| steps.is_temporary(**b) && !lives(b));
     last - at <= NEAR || longer.map(|b| steps.bytes(*b)).sum::<f64>() <= steps.bytes(value)
 }

@@ -35,7 +35,9 @@ fn pair(steps: &mut Steps, i: usize, j: usize) -> Option<usize> {
         return None;
     }
     let order = Order::around(&steps.list, i, j)?;
-    let (new, dropped) = links.iter().find_map(|link| joined(steps, first, second, (&a, &b), link))?;
+    let (new, dropped) = links
+        .iter()
+        .find_map(|link| joined(steps, first, second, (&a, &b), link))?;
     if !order.is_no_heavier(steps, i, j, dropped) {
         return None;
     }
@@ -87,14 +89,22 @@ fn joined(
     let saved = first.cost.bytes + second.cost.bytes - new.cost.bytes;
     let hands_on = !first.writes.is_disjoint(&second.reads);
     let least = first.cost.bytes.min(second.cost.bytes) / 8.0;
-    let pays = if hands_on { saved > 0.0 } else { saved >= SHARED.max(least) };
+    let pays = if hands_on {
+        saved > 0.0
+    } else {
+        saved >= SHARED.max(least)
+    };
     let gone = first.writes.union(&second.writes).filter(|b| !new.writes.contains(b));
     let dropped = gone.map(|b| steps.bytes(*b)).sum();
     pays.then_some((new, dropped))
 }
 
 fn is_one_point(kernel: &Kernel) -> bool {
-    kernel.outer.iter().chain([&kernel.cols]).all(|n| n.as_const() == Some(1))
+    kernel
+        .outer
+        .iter()
+        .chain([&kernel.cols])
+        .all(|n| n.as_const() == Some(1))
 }
 
 /// What stands between two steps: what goes before both, and what comes after.

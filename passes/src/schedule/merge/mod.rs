@@ -69,8 +69,13 @@ fn is_good(steps: &Steps, parts: &[(&Kernel, &Kernel)], merged: &Kernel) -> bool
 /// Accesses whose neighbouring threads are no neighbours in memory.
 fn scattered(kernel: &Kernel) -> usize {
     let columns = kernel.outer.len();
-    let along = if kernel.lies_along_points() { columns - 1 } else { columns };
-    let apart = |a: &&Access| a.strides[columns].coef != 0 && a.strides[along].coef != 0 && a.strides[along] != Size::one();
+    let along = if kernel.lies_along_points() {
+        columns - 1
+    } else {
+        columns
+    };
+    let apart =
+        |a: &&Access| a.strides[columns].coef != 0 && a.strides[along].coef != 0 && a.strides[along] != Size::one();
     kernel.accesses().filter(apart).count()
 }
 

@@ -190,5 +190,8 @@ fn drop_unused(plan: &mut Plan) {
     }
     let mut used = used.into_iter();
     plan.buffers.retain(|_| used.next().unwrap_or(true));
-    plan.launches.iter_mut().flat_map(|l| &mut l.args).for_each(|b| *b = now[*b]);
+    plan.launches
+        .iter_mut()
+        .flat_map(|l| &mut l.args)
+        .for_each(|b| *b = now[*b]);
 }

@@ -106,7 +106,13 @@ fn outcome(plan: &Plan) -> Vec<(String, Vec<f64>)> {
     for (b, data) in plan.buffers.iter().zip(&mut memory) {
         if matches!(b.kind, BufferKind::Input(_) | BufferKind::State(_)) {
             let mut rng = Rng::new(b.name.bytes().map(u64::from).sum());
-            let mut next = || if b.dtype == I32 { rng.below(4) as f64 } else { rng.unit() + 0.5 };
+            let mut next = || {
+                if b.dtype == I32 {
+                    rng.below(4) as f64
+                } else {
+                    rng.unit() + 0.5
+                }
+            };
             data.iter_mut().for_each(|x| *x = round(next(), b.dtype));
         }
     }
@@ -236,7 +242,10 @@ fn a_reduction_over_another_axis_computes_what_it_sums() {
     let plan = h.merged();
     let kernel = only(&plan);
     assert_eq!((kernel.outer.len(), kernel.cols.as_const()), (2, Some(16)), "{plan}");
-    assert!(kernel.exprs.contains(&Expr::Index(2)), "the row is the column now: {plan}");
+    assert!(
+        kernel.exprs.contains(&Expr::Index(2)),
+        "the row is the column now: {plan}"
+    );
 }
 
 /// [8, 4, 2, 32] copied as [8, 32, 8]: the copy's last dimension is two of the value's.
