@@ -408,7 +408,7 @@ fn one_number_is_not_put_off() {
     let (n, x) = (h.input("n", &[1]), h.input("x", &[64]));
     let c = h.temporary("c", F32, &[1]);
     let (a, b) = (h.output("a", &[64]), h.output("b", &[1]));
-    h.map(&c, &[&n], |k, x| k.reduce(Reduction::Sum, x[0]));
+    h.map(&c, &[&n], half);
     h.map(&a, &[&x, &c], times);
     let mut k = KernelBuilder::keeping_all("ordered", &b.shape);
     k.ordered = 1;
