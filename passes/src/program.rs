@@ -25,6 +25,10 @@ pub const SWITCHES: &[(&str, &str)] = &[
     ),
     ("joined-sweeps", "a kernel for every sweep"),
     ("layouts", "values are turned by copies"),
+    (
+        "merge",
+        "what several kernels read, or a reduction over another axis, is stored",
+    ),
 ];
 
 impl Program {
@@ -73,6 +77,7 @@ impl Program {
             "epilogues" => program.scheduling.epilogues = false,
             "joined-sweeps" => program.scheduling.joined_sweeps = false,
             "layouts" => program.scheduling.layouts = false,
+            "merge" => program.scheduling.merged = false,
             "split" => program.passes[1] = "fuse-apart",
             _ => {
                 let at = program.passes.iter().position(|p| *p == switch)?;

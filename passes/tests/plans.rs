@@ -1,13 +1,14 @@
 //! Plans against the evaluator: every op on its samples, and random programs. The plan must also pass its verifier.
 
 use ir::plan::{BufferKind, WeightRecipe, eval as interpreter, verify::verify};
-use ir::testing::{Case, ENTRY, random, sample_case};
+use ir::testing::{Case, ENTRY, random, random_training, sample_case};
 use passes::{Pass, Program, Scheduling};
 
 /// Op by op as it came, and with all passes and fused kernels.
 fn check(case: &Case) -> Result<(), String> {
     check_as(case, &[], &Scheduling::OP_BY_OP).map_err(|e| format!("op by op: {e}"))?;
-    for program in [Program::pass_by_pass(), Program::fused()] {
+    let apart = Program::without("merge").ok_or("there is no such switch")?;
+    for program in [Program::pass_by_pass(), apart, Program::fused()] {
         check_as(case, &program.steps().unwrap(), &program.scheduling).map_err(|e| format!("{}: {e}", program.name))?;
     }
     Ok(())
@@ -114,11 +115,10 @@ fn random_programs() {
         .ok()
         .and_then(|n| n.parse().ok())
         .unwrap_or(200);
-    report(
-        (0..cases)
-            .filter_map(|seed| check(&random(seed)).err().map(|e| format!("seed {seed}: {e}")))
-            .collect(),
-    );
+    for (kind, make) in [("random", random as fn(u64) -> Case), ("training", random_training)] {
+        let error = |seed: u64| check(&make(seed)).err().map(|e| format!("{kind} seed {seed}: {e}"));
+        report((0..cases).filter_map(error).collect());
+    }
 }
 
 /// Random programs have attention, also with axes of size 1, and all of it fuses.

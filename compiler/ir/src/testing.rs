@@ -5,7 +5,7 @@ mod random;
 
 use std::collections::BTreeMap;
 
-pub use random::random;
+pub use random::{random, random_training};
 
 use crate::eval::{self, Context, EvalError};
 use crate::graph::{Function, Module, Param};

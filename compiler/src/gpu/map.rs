@@ -8,7 +8,7 @@
 //! Neighbouring threads take neighbouring columns, or neighbouring points where that is how memory lies (sums over rows).
 
 use ir::Size;
-use ir::plan::{Access, Expr, Kernel, Reduction, Stage};
+use ir::plan::{Kernel, Reduction, Stage};
 use runtime::artefact::{GpuKernel, Step, Variant};
 
 use super::ptx::{self, F32, I32, Signature};
@@ -35,8 +35,8 @@ pub struct Shape {
 
 impl Shape {
     pub fn new(kernel: &Kernel) -> Shape {
-        let along_points = reads_along_points(kernel);
-        let lanes = if along_points { 1 } else { lanes(kernel) };
+        let along_points = kernel.lies_along_points();
+        let lanes = if along_points { 1 } else { kernel.lanes() };
         let cols = kernel.cols.as_const().unwrap_or(i64::MAX);
         let vectors = (cols / lanes).max(1);
         let reduces = kernel.reduces();
@@ -86,75 +86,9 @@ impl Shape {
     }
 }
 
-fn accesses(kernel: &Kernel) -> impl Iterator<Item = &Access> {
-    let loads = kernel.exprs.iter().filter_map(|e| match e {
-        Expr::Load(a) => Some(a),
-        _ => None,
-    });
-    loads.chain(kernel.stages.iter().filter_map(|s| match s {
-        Stage::Store { to, .. } => Some(to),
-        Stage::Reduce { .. } => None,
-    }))
-}
-
-/// Does memory lie along the last parallel dimension rather than along the columns?
-fn reads_along_points(kernel: &Kernel) -> bool {
-    let parallel = kernel.outer.len() - kernel.ordered;
-    if parallel == 0 {
-        return false;
-    }
-    let one = Size::one();
-    let by_column = |a: &&Access| a.strides[kernel.outer.len()].coef != 0;
-    // What a row has once weighs nothing beside what it has of each column.
-    let mut all: Vec<&Access> = accesses(kernel).filter(by_column).collect();
-    if all.is_empty() {
-        all = accesses(kernel).filter(|a| a.strides[parallel - 1].coef != 0).collect();
-    }
-    let columns = all.iter().filter(|a| a.strides[kernel.outer.len()] == one).count();
-    let points = all.iter().filter(|a| a.strides[parallel - 1] == one).count();
-    points > columns
-}
-
-/// The widest vector of columns that every access allows.
-fn lanes(kernel: &Kernel) -> i64 {
-    let known = kernel.cols.as_const().is_some();
-    [8, 4, 2].into_iter().find(|n| known && allows(kernel, *n)).unwrap_or(1)
-}
-
 /// Do vectors of so many columns lie side by side, at multiples of their size, in all that is loaded and stored?
 pub fn allows(kernel: &Kernel, lanes: i64) -> bool {
-    let column = kernel.outer.len();
-    let fits = |a: &Access| {
-        let stride = &a.strides[column];
-        let steady = a
-            .indirect
-            .as_ref()
-            .is_none_or(|(id, _)| !depends_on_column(kernel, *id));
-        let rest = a.strides[..column]
-            .iter()
-            .chain([&a.offset])
-            .chain(a.indirect.iter().map(|(_, s)| s));
-        let even = rest.into_iter().all(|s| s.coef % lanes == 0);
-        steady && (stride.coef == 0 || (*stride == Size::one() && even))
-    };
-    kernel.cols.as_const().is_some_and(|cols| cols % lanes == 0) && accesses(kernel).all(fits)
-}
-
-fn depends_on_column(kernel: &Kernel, id: usize) -> bool {
-    let column = kernel.outer.len();
-    match &kernel.exprs[id] {
-        Expr::Load(a) => {
-            a.strides[column].coef != 0
-                || a.indirect
-                    .as_ref()
-                    .is_some_and(|(id, _)| depends_on_column(kernel, *id))
-        }
-        Expr::Index(d) => *d == column,
-        Expr::Unary(_, a) => depends_on_column(kernel, *a),
-        Expr::Binary(_, a, b) => [a, b].into_iter().any(|id| depends_on_column(kernel, *id)),
-        Expr::Select(c, a, b) => [c, a, b].into_iter().any(|id| depends_on_column(kernel, *id)),
-        _ => false,
-    }
+    kernel.allows_lanes(lanes)
 }
 
 pub fn emit(kernel: &Kernel, target: &Target) -> Emitted {

@@ -8,6 +8,7 @@ pub(crate) mod expression;
 mod groups;
 mod layout;
 mod matmul;
+mod merge;
 mod rows;
 mod slots;
 mod sweep;
@@ -38,6 +39,8 @@ pub struct Scheduling {
     /// Matrices that no load has packed are packed, and turned, in front of their product: what a CPU wants. A GPU's matrix units read
     /// either way.
     pub panels: bool,
+    /// Launches that hand on or share large values become one.
+    pub merged: bool,
 }
 
 impl Scheduling {
@@ -46,12 +49,14 @@ impl Scheduling {
         joined_sweeps: true,
         layouts: true,
         panels: true,
+        merged: true,
     };
     pub const OP_BY_OP: Scheduling = Scheduling {
         epilogues: false,
         joined_sweeps: false,
         layouts: false,
         panels: true,
+        merged: false,
     };
 }
 
@@ -86,6 +91,9 @@ pub fn schedule(module: &Module, entry: &str, options: &Scheduling) -> Result<Pl
     let results = s.function(f, 0, &inputs)?;
     for ((name, v), view) in f.returns.iter().zip(results) {
         s.output(name, f.ty(*v), view);
+    }
+    if options.merged {
+        merge::merge(&mut s.plan);
     }
     slots::assign(&mut s.plan);
     Ok(s.plan)

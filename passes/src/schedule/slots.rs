@@ -9,10 +9,7 @@ use ir::{Size, Sizes};
 pub fn assign(plan: &mut Plan) {
     let Plan { buffers, launches, .. } = plan;
     let lives = lives(buffers, launches);
-    // Typical sizes, only to compare buffers of unlike symbols.
-    let typical: Sizes = [("B", 1), ("T", 512), ("S", 1024), ("C", 4096)]
-        .map(|(k, v)| (k.to_string(), v))
-        .into();
+    let typical = typical();
     let mut starts: Vec<(usize, usize, usize)> = lives.iter().map(|(b, (from, to))| (*from, *to, *b)).collect();
     starts.sort();
     // Per slot: its last launch, its largest tenant.
@@ -37,6 +34,13 @@ pub fn assign(plan: &mut Plan) {
         slots[slot] = (to, slots[slot].1.max(bytes));
         buffers[b].kind = BufferKind::Temp { slot: slot as u32 };
     }
+}
+
+/// Typical sizes, only to compare what has unlike symbols.
+pub fn typical() -> Sizes {
+    [("B", 1), ("T", 512), ("S", 1024), ("C", 4096)]
+        .map(|(k, v)| (k.to_string(), v))
+        .into()
 }
 
 /// First and last launch of every temporary that is used.

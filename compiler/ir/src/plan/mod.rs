@@ -7,6 +7,7 @@
 
 pub mod count;
 pub mod eval;
+mod lanes;
 mod print;
 mod sweep;
 mod sweep_gradient;

@@ -16,10 +16,20 @@ const LIMIT: f64 = 32.0;
 
 /// A valid program; the same for the same seed.
 pub fn random(seed: u64) -> Case {
+    program(seed, false)
+}
+
+/// One with more of what training brings: values with several readers, sums over any axis, states that are updated in place.
+pub fn random_training(seed: u64) -> Case {
+    program(seed, true)
+}
+
+fn program(seed: u64, training: bool) -> Case {
     let mut rng = Rng::new(seed);
     let sizes = sizes(&mut rng);
     let hidden = *rng.choose(&[1, 2, 5, 8]);
     let mut data = Data {
+        training,
         sizes,
         inputs: BTreeMap::new(),
         weights: BTreeMap::new(),
@@ -67,6 +77,7 @@ pub fn random(seed: u64) -> Case {
 }
 
 struct Data {
+    training: bool,
     sizes: Sizes,
     inputs: BTreeMap<String, Tensor>,
     weights: BTreeMap<String, Tensor>,
@@ -94,6 +105,12 @@ impl<'a> Generator<'a> {
     /// One or a few ops on values of the pool.
     fn step(&mut self) {
         let (x, bound) = self.pick();
+        if self.data.training && self.rng.below(2) == 0 {
+            return match self.rng.below(3) {
+                0 => self.optimizer(x, bound),
+                _ => self.product(x, bound),
+            };
+        }
         let dtype = self.f.ty(x).dtype;
         match self.rng.below(16) {
             0 => self.pairwise(x, bound),
@@ -318,6 +335,57 @@ impl<'a> Generator<'a> {
                 self.keep(y, bound);
             }
         }
+    }
+
+    /// A value with several readers, one of them its sum over any axis.
+    fn product(&mut self, x: ValueId, bound: f64) {
+        let x = self.ranked(x, 1);
+        let shape = self.shape(x);
+        let axis = self.rng.below(shape.len() as i64);
+        let n = self.size(&shape[axis as usize]);
+        let part = self.f.unary("sigmoid", x);
+        let y = self.f.mul(x, part);
+        let sum = self.f.reduce_sum(y, axis);
+        self.keep(sum, bound * n as f64);
+        let more = self.f.add(y, part);
+        self.keep(more, bound + 1.0);
+        self.keep(y, bound);
+    }
+
+    /// An optimizer's step: a state is updated in place, and another one by the first one's new value.
+    fn optimizer(&mut self, x: ValueId, bound: f64) {
+        let ty = self.f.ty(x).clone();
+        if ty.shape.last() == Some(&Dim::Const(1)) {
+            // Beside a reduction or a product, one column is stored with a stride and loaded without: not the same place to the verifier.
+            return;
+        }
+        let scaled = |g: &mut Self, v: ValueId, by: f64| {
+            let by = g.f.scalar(by, ty.dtype);
+            g.f.mul(v, by)
+        };
+        let (moment, param) = (self.new_state(&ty), self.new_state(&ty));
+        let (old, new) = (scaled(self, moment, 0.5), scaled(self, x, 0.25));
+        let sum = self.f.add(old, new);
+        let moment = self.f.update(moment, sum);
+        let step = scaled(self, moment, 0.5);
+        let less = self.f.sub(param, step);
+        let param = self.f.update(param, less);
+        self.keep(param, 2.0 + bound);
+    }
+
+    /// A state of its own, in every layer if it is a layer's.
+    fn new_state(&mut self, ty: &TensorType) -> ValueId {
+        let name = format!("state{}", self.f.values.len());
+        let (layers, full) = match self.f.name == ENTRY {
+            true => (1, name.clone()),
+            false => (LAYERS, format!("layers.{{i}}.{name}")),
+        };
+        for i in 0..layers {
+            let values = floats(ty, &self.data.sizes, self.rng, -1.0, 1.0);
+            let name = full.replace("{i}", &i.to_string());
+            self.data.states.insert(name, values);
+        }
+        self.f.param(&name, ty.clone(), Param::State(full))
     }
 
     /// A masked softmax; rows in which all is masked included.

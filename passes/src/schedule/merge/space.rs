@@ -1,0 +1,235 @@
+//! Two kernels over one iteration space: the dimensions of each are matched by the strides of an access that both have, split where one
+//! has two dimensions for the other's one, and put in one order.
+
+use ir::Size;
+use ir::plan::{Access, Binary, Expr, ExprId, Kernel, Stage};
+
+use super::super::slots::typical;
+use super::body::{Exprs, stage_at, stores};
+
+/// A dimension of the common space.
+struct Dim {
+    size: Size,
+    /// For each kernel: its dimension that this is a part of, and how much one step here is there.
+    of: [Option<(usize, Size)>; 2],
+}
+
+/// A dimension of one kernel as an access walks it.
+#[derive(Clone)]
+struct Walk {
+    dim: usize,
+    size: Size,
+    stride: Size,
+    step: Size,
+}
+
+/// `first` and `second` over one space in which their accesses are one, each stage where it was once for each point. One of them may have
+/// a point for each row of the other.
+pub fn joined(first: (&Kernel, &Access), second: (&Kernel, &Access)) -> Option<(Kernel, Kernel)> {
+    let (a, b) = (first.0, second.0);
+    if first.1.strides == second.1.strides && a.outer == b.outer && a.cols == b.cols {
+        return Some((a.clone(), b.clone()));
+    }
+    let (mut dims, [left_a, left_b]) = matched(first, second)?;
+    let column = |k: &Kernel, left: &[Walk]| matches!(left, [w] if w.dim == k.outer.len());
+    match (&left_a[..], &left_b[..]) {
+        ([], []) => {}
+        ([x], [y]) if column(a, &left_a) && column(b, &left_b) && x.size == y.size => dims.push(Dim {
+            size: x.size.clone(),
+            of: [Some((x.dim, Size::one())), Some((y.dim, Size::one()))],
+        }),
+        ([x], []) if column(a, &left_a) && !b.reduces() => dims.push(Dim {
+            size: x.size.clone(),
+            of: [Some((x.dim, Size::one())), None],
+        }),
+        ([], [y]) if column(b, &left_b) && !a.reduces() => dims.push(Dim {
+            size: y.size.clone(),
+            of: [None, Some((y.dim, Size::one()))],
+        }),
+        _ => return None,
+    }
+    // Who reduces keeps its columns, and so does who has more of them.
+    let second_leads = !a.reduces() && (b.reduces() || (left_a.is_empty() && !left_b.is_empty()));
+    let dims = ordered([a, b], dims, usize::from(second_leads))?;
+    Some((over(a, &dims, 0), over(b, &dims, 1)))
+}
+
+/// The producer of what `reader` loads, in the reader's space, and the reader with its dimensions split as the producer's are. The
+/// reader may have many points for one of the producer's.
+pub fn within(producer: (&Kernel, &Access), reader: (&Kernel, &Access)) -> Option<(Kernel, Kernel)> {
+    let (mut dims, [left, more]) = matched(producer, reader)?;
+    if !left.is_empty() {
+        return None;
+    }
+    dims.extend(more.into_iter().map(|w| Dim {
+        size: w.size,
+        of: [None, Some((w.dim, w.step))],
+    }));
+    let dims = ordered([producer.0, reader.0], dims, 1)?;
+    Some((over(producer.0, &dims, 0), over(reader.0, &dims, 1)))
+}
+
+/// The dimensions that both accesses walk alike, and those of each kernel that its access does not walk.
+fn matched(first: (&Kernel, &Access), second: (&Kernel, &Access)) -> Option<(Vec<Dim>, [Vec<Walk>; 2])> {
+    let (a, b) = (first.1, second.1);
+    if a.offset != b.offset || a.indirect.is_some() || b.indirect.is_some() {
+        return None;
+    }
+    let (mut x, left_x) = walks(first.0, a);
+    let (mut y, left_y) = walks(second.0, b);
+    let mut dims = vec![];
+    // From the innermost in memory; what is split off stays for the next round.
+    while let [Some(p), Some(q)] = [x.last().cloned(), y.last().cloned()] {
+        x.pop();
+        y.pop();
+        if p.stride != q.stride {
+            return None;
+        }
+        let size = match (quotient(&p.size, &q.size), quotient(&q.size, &p.size)) {
+            (Some(_), Some(_)) => p.size.clone(),
+            (Some(more), None) => {
+                x.push(p.beyond(&q.size, more));
+                q.size.clone()
+            }
+            (None, Some(more)) => {
+                y.push(q.beyond(&p.size, more));
+                p.size.clone()
+            }
+            (None, None) => return None,
+        };
+        dims.push(Dim {
+            size,
+            of: [Some((p.dim, p.step)), Some((q.dim, q.step))],
+        });
+    }
+    (x.is_empty() && y.is_empty()).then_some((dims, [left_x, left_y]))
+}
+
+impl Walk {
+    /// What is left of a dimension behind its inner part of `inner` positions.
+    fn beyond(&self, inner: &Size, more: Size) -> Walk {
+        Walk {
+            dim: self.dim,
+            size: more,
+            stride: &self.stride * inner,
+            step: &self.step * inner,
+        }
+    }
+}
+
+/// The kernel's dimensions that the access walks, the innermost in memory last, and the others. Dimensions of one position are neither.
+fn walks(kernel: &Kernel, access: &Access) -> (Vec<Walk>, Vec<Walk>) {
+    let sizes = kernel.outer.iter().chain([&kernel.cols]).zip(&access.strides);
+    let all = sizes.enumerate().map(|(dim, (size, stride))| Walk {
+        dim,
+        size: size.clone(),
+        stride: stride.clone(),
+        step: Size::one(),
+    });
+    let real = all.filter(|w| w.size.as_const() != Some(1));
+    let (mut walked, others): (Vec<Walk>, Vec<Walk>) = real.partition(|w| w.stride.coef != 0);
+    let typical = typical();
+    walked.sort_by_key(|w| std::cmp::Reverse(w.stride.eval(&typical).unwrap_or(i64::MAX)));
+    (walked, others)
+}
+
+/// The dimensions in the order in which one kernel has them. `None` where a kernel would lose columns that it needs.
+fn ordered(kernels: [&Kernel; 2], mut dims: Vec<Dim>, leader: usize) -> Option<Vec<Dim>> {
+    let typical = typical();
+    if kernels[leader].cols.as_const() == Some(1) {
+        // One column stays a column: what is beside it would take its place.
+        let column = |k: &Kernel| (k.cols.as_const() == Some(1)).then(|| (k.outer.len(), Size::one()));
+        dims.push(Dim {
+            size: Size::one(),
+            of: kernels.map(column),
+        });
+    }
+    dims.sort_by_key(|d| {
+        let (dim, step) = d.of[leader].clone().unwrap_or((usize::MAX, Size::one()));
+        (dim, std::cmp::Reverse(step.eval(&typical).unwrap_or(i64::MAX)))
+    });
+    let keeps_columns = |(side, kernel): (usize, &Kernel)| {
+        let columns = |d: &Dim| matches!(&d.of[side], Some((dim, _)) if *dim == kernel.outer.len());
+        let last = dims.last().is_some_and(|d| columns(d) && d.size == kernel.cols);
+        !needs_columns(kernel) || last
+    };
+    let fits = kernels.into_iter().enumerate().all(keeps_columns);
+    fits.then_some(dims)
+}
+
+/// Does it do something once for all columns, or look up where to store?
+fn needs_columns(kernel: &Kernel) -> bool {
+    let many = kernel.cols.as_const() != Some(1);
+    let once = |to: &Access| many && to.strides[kernel.outer.len()].coef == 0;
+    kernel.reduces() || stores(kernel).any(|(to, ..)| to.indirect.is_some() || once(to))
+}
+
+/// The kernel over these dimensions.
+fn over(kernel: &Kernel, dims: &[Dim], side: usize) -> Kernel {
+    let mut exprs = Exprs::default();
+    let now = exprs.copy(&kernel.exprs, |exprs, e| match e {
+        Expr::Load(a) => Some(exprs.add(Expr::Load(access_over(a, dims, side)))),
+        Expr::Index(d) => Some(index_over(exprs, *d, dims, side)),
+        _ => None,
+    });
+    let stages = kernel.stages.iter().map(|s| match stage_at(s, &now) {
+        Stage::Store { to, value, when } => Stage::Store {
+            to: access_over(&to, dims, side),
+            value,
+            when,
+        },
+        reduce => reduce,
+    });
+    let stages = stages.collect();
+    let mut outer: Vec<Size> = dims.iter().map(|d| d.size.clone()).collect();
+    let cols = outer.pop().unwrap_or_else(Size::one);
+    Kernel {
+        outer,
+        cols,
+        stages,
+        exprs: exprs.list,
+        ..kernel.clone()
+    }
+}
+
+fn access_over(a: &Access, dims: &[Dim], side: usize) -> Access {
+    let stride = |d: &Dim| match &d.of[side] {
+        Some((dim, step)) if d.size.as_const() != Some(1) => &a.strides[*dim] * step,
+        _ => Size::from(0),
+    };
+    let strides = match dims {
+        [] => vec![Size::from(0)],
+        dims => dims.iter().map(stride).collect(),
+    };
+    Access { strides, ..a.clone() }
+}
+
+/// The position in the kernel's dimension: the sum of its parts' positions.
+fn index_over(exprs: &mut Exprs, dim: usize, dims: &[Dim], side: usize) -> ExprId {
+    let mut sum = None;
+    for (at, d) in dims.iter().enumerate() {
+        let here = d.of[side].as_ref().filter(|(of, _)| *of == dim);
+        let Some((_, step)) = here.filter(|_| d.size.as_const() != Some(1)) else {
+            continue;
+        };
+        let mut part = exprs.add(Expr::Index(at));
+        if *step != Size::one() {
+            let step = exprs.add(Expr::SizeOf(step.clone()));
+            part = exprs.add(Expr::Binary(Binary::Mul, part, step));
+        }
+        sum = Some(sum.map_or(part, |s| exprs.add(Expr::Binary(Binary::Add, s, part))));
+    }
+    sum.unwrap_or_else(|| exprs.add(Expr::Int(0)))
+}
+
+/// `a / b` where it is a whole number whatever the symbols' values.
+fn quotient(a: &Size, b: &Size) -> Option<Size> {
+    let mut syms = a.syms.clone();
+    for s in &b.syms {
+        syms.remove(syms.iter().position(|r| r == s)?);
+    }
+    (b.coef != 0 && a.coef % b.coef == 0).then(|| Size {
+        coef: a.coef / b.coef,
+        syms,
+    })
+}
