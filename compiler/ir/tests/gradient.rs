@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use ir::eval::{self, Context};
-use ir::gradient::{GradientError, gradient};
+use ir::gradient::{GradientError, Keeping, gradient};
 use ir::ops::{OPS, Sample};
 use ir::tensor::Tensor;
 use ir::testing::{Case, ENTRY, sample_case};
@@ -51,15 +51,28 @@ fn run(module: &Module, entry: &str, case: &Case) -> BTreeMap<String, Tensor> {
     eval::run(&context, entry, &case.inputs, &mut case.states.clone()).unwrap_or_else(|e| panic!("{e}\n{module}"))
 }
 
-/// Compares the gradient of `loss` by every weight with differences, whatever is kept.
-fn check(case: &Case, what: &str) {
-    for memory in [u64::MAX, 100, 0] {
-        check_with(case, &format!("{what}, {memory} bytes"), memory);
+/// So many bytes, as they are.
+fn keeping(memory: u64) -> Keeping {
+    Keeping {
+        memory,
+        dtype: DType::F32,
     }
 }
 
-fn check_with(case: &Case, what: &str, memory: u64) {
-    let module = gradient(&case.module, ENTRY, "loss", &|_| true, "gradients", memory);
+/// Compares the gradient of `loss` by every weight with differences, whatever is kept and how.
+fn check(case: &Case, what: &str) {
+    for memory in [u64::MAX, 100, 0] {
+        check_with(case, &format!("{what}, {memory} bytes"), keeping(memory));
+    }
+    let rounded = Keeping {
+        memory: u64::MAX,
+        dtype: DType::BF16,
+    };
+    check_with(case, &format!("{what}, bf16"), rounded);
+}
+
+fn check_with(case: &Case, what: &str, keeping: Keeping) {
+    let module = gradient(&case.module, ENTRY, "loss", &|_| true, "gradients", keeping);
     let module = module.unwrap_or_else(|e| panic!("{what}: {e}"));
     assert_eq!(ir::verify::verify(&module), [], "{what}\n{module}");
     let found = run(&module, "gradients", case);
@@ -98,7 +111,7 @@ fn every_op_against_differences() {
                 let case = with_loss(sample_case(def, sample, seed).unwrap());
                 if (def.name, i) == ("slice", 1) {
                     // Of a cache, whose rows are no constant: nothing that is trained reads one.
-                    let error = gradient(&case.module, ENTRY, "loss", &|_| true, "gradients", 0).unwrap_err();
+                    let error = gradient(&case.module, ENTRY, "loss", &|_| true, "gradients", keeping(0)).unwrap_err();
                     assert!(
                         error.to_string().contains("`slice` has no gradient: "),
                         "{what}: {error}"
@@ -287,7 +300,15 @@ fn through_sweeps() {
     for apart in [false, true] {
         check(&blended(apart), &format!("sweeps, apart: {apart}"));
     }
-    let module = gradient(&blended(false).module, ENTRY, "loss", &|_| true, "gradients", 0).unwrap();
+    let module = gradient(
+        &blended(false).module,
+        ENTRY,
+        "loss",
+        &|_| true,
+        "gradients",
+        keeping(0),
+    )
+    .unwrap();
     let ops = &module.function("gradients").unwrap().ops;
     let walks = ops.iter().filter(|op| op.name == "sweep_gradient");
     let ranges = |op: &ir::Op| (op.operands.len() - 3) / 3;
@@ -304,7 +325,7 @@ fn frozen_weights_cost_nothing() {
         "loss",
         &|n| n == "layers.1.w",
         "gradients",
-        u64::MAX,
+        keeping(u64::MAX),
     )
     .unwrap();
     let entry = module.function("gradients").unwrap();
@@ -320,18 +341,49 @@ fn frozen_weights_cost_nothing() {
         .collect();
     assert_eq!(twins, [vec!["d.x"], vec!["grad.layers.{i}.w"]]);
     let (all, one) = (
-        gradient(&case.module, ENTRY, "loss", &|_| true, "gradients", u64::MAX).unwrap(),
+        gradient(&case.module, ENTRY, "loss", &|_| true, "gradients", keeping(u64::MAX)).unwrap(),
         module,
     );
     let (all, one) = (run(&all, "gradients", &case), run(&one, "gradients", &case));
     assert_eq!(all["grad.layers.1.w"].data, one["grad.layers.1.w"].data);
 }
 
+/// Products are kept in the type that is wanted, and widened where they are read; masses are not.
+#[test]
+fn what_is_kept_is_rounded() {
+    let case = looped();
+    let keeping = Keeping {
+        memory: u64::MAX,
+        dtype: DType::BF16,
+    };
+    let module = gradient(&case.module, ENTRY, "loss", &|_| true, "gradients", keeping).unwrap();
+    let keepers = module.functions.iter().filter(|f| f.name.contains("_keeping"));
+    let kept: Vec<DType> = keepers
+        .flat_map(|f| {
+            f.returns
+                .iter()
+                .filter(|r| r.0.starts_with("kept."))
+                .map(|r| f.ty(r.1).dtype)
+        })
+        .collect();
+    assert!(!kept.is_empty() && kept.iter().all(|t| *t == DType::BF16), "{module}");
+    let twins = module.functions.iter().filter(|f| f.name.contains("_backward"));
+    for twin in twins {
+        let rounded = twin
+            .params
+            .iter()
+            .filter(|(v, _)| twin.ty(*v).dtype == DType::BF16)
+            .count();
+        let widened = twin.ops.iter().filter(|op| op.name == "cast").count();
+        assert!(rounded > 0 && widened >= rounded, "{module}");
+    }
+}
+
 #[test]
 fn what_has_no_gradient_is_told() {
     let case = looped();
     let error = |entry: &str, loss: &str, wanted: &dyn Fn(&str) -> bool| {
-        gradient(&case.module, entry, loss, wanted, "gradients", 0).unwrap_err()
+        gradient(&case.module, entry, loss, wanted, "gradients", keeping(0)).unwrap_err()
     };
     assert_eq!(
         error("no", "loss", &|_| true),
@@ -345,6 +397,6 @@ fn what_has_no_gradient_is_told() {
     let loss = f.returns.remove(0).1;
     let most = f.max(loss, loss);
     f.returns("loss", most);
-    let error = gradient(&case.module, ENTRY, "loss", &|_| true, "gradients", u64::MAX).unwrap_err();
+    let error = gradient(&case.module, ENTRY, "loss", &|_| true, "gradients", keeping(u64::MAX)).unwrap_err();
     assert!(error.to_string().contains("`max` has no gradient"), "{error}");
 }

@@ -129,14 +129,23 @@ pub fn gradients(config: &Config, options: &Options, objective: &Objective) -> R
         functions: layers.clone(),
     };
     module.functions.push(loss_of_rows(config, options, objective, &layers));
-    differentiate(module, objective, objective.wanted)
+    differentiate(module, objective, objective.wanted, options.dtype)
 }
 
 /// Adds `gradients` to a module with `objective`.
-fn differentiate(module: Module, objective: &Objective, wanted: &dyn Fn(&str) -> bool) -> Result<Module, GraphError> {
+fn differentiate(
+    module: Module,
+    objective: &Objective,
+    wanted: &dyn Fn(&str) -> bool,
+    dtype: DType,
+) -> Result<Module, GraphError> {
     let module = ir::bind::bind(module, &objective.sizes());
     let module = (objective.rewrite)(module).map_err(GraphError::Rewrite)?;
-    let gradient = ir::gradient::gradient(&module, "objective", "loss", wanted, "gradients", objective.memory);
+    let keeping = ir::gradient::Keeping {
+        memory: objective.memory,
+        dtype,
+    };
+    let gradient = ir::gradient::gradient(&module, "objective", "loss", wanted, "gradients", keeping);
     Ok(gradient?)
 }
 

@@ -109,7 +109,7 @@ pub fn training(
     let trained = |name: &str| (0..config.layers).any(|i| (objective.wanted)(&name.replace("{i}", &i.to_string())));
     module.functions.iter_mut().for_each(|f| masters(f, &trained));
     let is_master = |name: &str| name.strip_prefix(PARAM).is_some_and(objective.wanted);
-    let mut module = differentiate(module, objective, &is_master)?;
+    let mut module = differentiate(module, objective, &is_master, options.dtype)?;
     let gradients = module.functions.pop().unwrap_or_else(|| Function::new("gradients"));
     module.functions.retain(|f| f.name != "objective");
     if accumulated {

@@ -67,7 +67,7 @@ impl Scheduler<'_> {
                     b = self.copy(&b);
                 }
                 let (batch, rhs) = right_side(k, &b, k_contiguous, &shape);
-                names.push(match shape[rank - 1].as_const() {
+                names.push(match shape[shape.len() - 1].as_const() {
                     Some(n) if batch == 0 => format!("matmul_{n}x{depth}"),
                     _ if k_contiguous => "matmul_keys".to_string(),
                     _ => "matmul_values".to_string(),

@@ -6,10 +6,21 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use crate::graph::{Function, Op, Param, ValueId};
-use crate::types::Sizes;
+use crate::graph::{Attr, Function, Op, Param, ValueId};
+use crate::types::{DType, Sizes, TensorType};
 
+use super::Keeping;
 use super::lives::bytes;
+
+/// A value that is kept, and the type it has meanwhile.
+pub(super) type Kept = (ValueId, DType);
+
+/// The type that the result of an op is kept in.
+fn kept_in(f: &Function, op: &Op, v: ValueId, keeping: Keeping) -> DType {
+    let own = f.ty(v).dtype;
+    let rounded = matches!(op.name.as_str(), "matmul" | "mean") && keeping.dtype.bytes() < own.bytes();
+    if rounded { keeping.dtype } else { own }
+}
 
 /// Is its result worth memory?
 fn is_dear(op: &Op) -> bool {
@@ -49,8 +60,8 @@ fn operations(f: &Function, op: &Op, sizes: &Sizes) -> f64 {
     }
 }
 
-/// Values of the ops before `forward` that the ops behind need and that are to be kept, at most `limit` bytes of them.
-pub(super) fn choose(f: &Function, forward: usize, limit: u64, sizes: &Sizes) -> Vec<ValueId> {
+/// Values of the ops before `forward` that the ops behind need and that are to be kept.
+pub(super) fn choose(f: &Function, forward: usize, keeping: Keeping, sizes: &Sizes) -> Vec<Kept> {
     let maker: HashMap<ValueId, usize> = f.ops[..forward]
         .iter()
         .enumerate()
@@ -78,33 +89,57 @@ pub(super) fn choose(f: &Function, forward: usize, limit: u64, sizes: &Sizes) ->
                 stack.extend(&op.operands);
             }
         }
-        let total: i64 = kept.iter().map(|v| bytes(f, *v, sizes)).sum();
-        if total as u64 <= limit {
-            return kept.into_iter().collect();
+        let dtype = |v: &ValueId| kept_in(f, &f.ops[maker[v]], *v, keeping);
+        let room = |v: &ValueId| bytes(f, *v, sizes) / f.ty(*v).dtype.bytes() * dtype(v).bytes();
+        if kept.iter().map(room).sum::<i64>() as u64 <= keeping.memory {
+            return kept.into_iter().map(|v| (v, dtype(&v))).collect();
         }
-        let worth = |v: &ValueId| operations(f, &f.ops[maker[v]], sizes) / bytes(f, *v, sizes).max(1) as f64;
+        let worth = |v: &ValueId| operations(f, &f.ops[maker[v]], sizes) / room(v).max(1) as f64;
         let least = kept.iter().copied().min_by(|a, b| worth(a).total_cmp(&worth(b)));
         given_up.extend(least);
     }
 }
 
 /// The function that computes `f`'s ops before `forward` and returns what `original` returned, then the kept values.
-pub(super) fn keeping(original: &Function, f: &Function, forward: usize, kept: &[ValueId], name: String) -> Function {
+pub(super) fn keeper(original: &Function, f: &Function, forward: usize, kept: &[Kept], name: String) -> Function {
     let mut out = f.clone();
     out.name = name;
     out.ops.truncate(forward);
     out.params = original.params.clone();
     out.returns = original.returns.clone();
-    for (i, v) in kept.iter().enumerate() {
-        out.returns(&format!("kept.{i}"), *v);
+    for (i, (v, dtype)) in kept.iter().enumerate() {
+        let v = out.cast(*v, *dtype);
+        out.returns(&format!("kept.{i}"), v);
     }
     out
 }
 
 /// Makes the kept values parameters of the twin.
-pub(super) fn given(twin: &mut Function, kept: &[ValueId]) {
-    twin.ops.retain(|op| !op.results.iter().any(|v| kept.contains(v)));
-    for (i, v) in kept.iter().enumerate() {
-        twin.params.push((*v, Param::Input(format!("kept.{i}"))));
+pub(super) fn given(twin: &mut Function, kept: &[Kept]) {
+    twin.ops
+        .retain(|op| !op.results.iter().any(|v| kept.iter().any(|(k, _)| k == v)));
+    let mut widened = vec![];
+    for (i, (v, dtype)) in kept.iter().enumerate() {
+        let ty = twin.ty(*v).clone();
+        let param = if ty.dtype == *dtype {
+            *v
+        } else {
+            let param = twin.new_value(
+                TensorType {
+                    dtype: *dtype,
+                    ..ty.clone()
+                },
+                None,
+            );
+            widened.push(Op {
+                name: "cast".to_string(),
+                operands: vec![param],
+                attrs: [("dtype".to_string(), Attr::Str(ty.dtype.name().to_string()))].into(),
+                results: vec![*v],
+            });
+            param
+        };
+        twin.params.push((param, Param::Input(format!("kept.{i}"))));
     }
+    twin.ops.splice(0..0, widened);
 }

@@ -32,21 +32,29 @@ pub enum GradientError {
     Nothing,
 }
 
+/// What of a forward's values is kept for the backward; the others are computed again.
+#[derive(Clone, Copy, Debug)]
+pub struct Keeping {
+    /// At most so many bytes.
+    pub memory: u64,
+    /// Products and means are kept in this type if theirs is wider: what a matrix unit multiplies. Masses, which are exponents, stay.
+    pub dtype: DType,
+}
+
 /// Prefix of the results that are gradients.
 pub const GRAD: &str = "grad.";
 
 /// The module with one more entry point `name`: what `entry` returns, and `grad.{weight}` (f32, in the weight's shape) of its result
 /// `loss` for every weight or state that `wanted` names.
 ///
-/// Contributions are added in program order, last use first, so that the sums' order is fixed. At most `memory` bytes of a forward's
-/// values are kept for the backward, the others are computed again.
+/// Contributions are added in program order, last use first, so that the sums' order is fixed.
 pub fn gradient(
     module: &Module,
     entry: &str,
     loss: &str,
     wanted: &dyn Fn(&str) -> bool,
     name: &str,
-    memory: u64,
+    keeping: Keeping,
 ) -> Result<Module, GradientError> {
     let f = module
         .function(entry)
@@ -60,7 +68,10 @@ pub fn gradient(
     let mut all = Differentiation {
         module,
         wanted,
-        memory: memory / f.ops.iter().filter(|op| op.name == "call").count().max(1) as u64,
+        keeping: Keeping {
+            memory: keeping.memory / f.ops.iter().filter(|op| op.name == "call").count().max(1) as u64,
+            ..keeping
+        },
         twins: HashMap::new(),
         made: vec![],
     };
@@ -126,8 +137,8 @@ struct Sums {
 struct Differentiation<'m> {
     module: &'m Module,
     wanted: &'m dyn Fn(&str) -> bool,
-    /// Bytes that a call may keep.
-    memory: u64,
+    /// `memory`: bytes that a call may keep.
+    keeping: Keeping,
     twins: HashMap<Demand, Option<Twin>>,
     made: Vec<Function>,
 }
@@ -360,9 +371,9 @@ impl<'m> Differentiation<'m> {
         let forward = out.ops.iter().take_while(|op| made.contains(&op.results[0])).count();
         let kept = match nested {
             true => vec![],
-            false => keep::choose(&out, forward, self.memory, &lives::typical()),
+            false => keep::choose(&out, forward, self.keeping, &lives::typical()),
         };
-        let keeper = (!kept.is_empty()).then(|| keep::keeping(f, &whole, count, &kept, name("keeping", &self.made)));
+        let keeper = (!kept.is_empty()).then(|| keep::keeper(f, &whole, count, &kept, name("keeping", &self.made)));
         self.made.extend(keeper.clone());
         keep::given(&mut out, &kept);
         let twin = (!out.returns.is_empty()).then(|| {
