@@ -1,7 +1,8 @@
 //! Kernels without a contraction: element-wise chains, norms, softmax, look-ups, cache writes, casts, AdamW.
 //!
 //!     block = (block of points, chunk of columns)      a team of threads for each point
-//!       for ordered position                           what goes on from what was stored: one thread, one column, in order
+//!       for ordered position                           what goes on from what was stored: one thread, one column, in order; sums of
+//!                                                      rows some at a time (accumulate.rs)
 //!         for stage                                    neighbouring stores share one loop
 //!           for column step team * lanes               a vector a thread, 16 bytes where addresses allow
 //!
@@ -11,6 +12,7 @@ use ir::Size;
 use ir::plan::{Kernel, Reduction, Stage};
 use runtime::artefact::{GpuKernel, Step, Variant};
 
+use super::accumulate::Accumulation;
 use super::ptx::{self, F32, I32, Signature};
 use super::reduction::{add, finish, identity, merge};
 use super::{Emitted, Target, tiles};
@@ -205,6 +207,16 @@ impl<'b, 'k> Map<'b, 'k> {
         if ordered.is_empty() {
             let mut point = self.body.point(outer);
             self.stages(e, &mut point);
+            return;
+        }
+        if let Some(sum) = Accumulation::of(self.body) {
+            e.if_then(self.is_there, &[], |e| {
+                self.columns(e, &[], |e, first, _| {
+                    sum.emit(e, &outer, ordered, first);
+                    vec![]
+                });
+                vec![]
+            });
             return;
         }
         let (zero, n) = (e.i64(0), self.body.size(e, &Size::product(ordered)));

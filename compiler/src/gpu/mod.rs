@@ -3,6 +3,7 @@
 //! A kernel here is data (`runtime::artefact::GpuKernel`: variants, launch geometry, tensor maps) and the MLIR of its functions. Nothing of
 //! CUDA's toolkit is needed to make them, and no GPU.
 
+mod accumulate;
 mod assemble;
 mod contraction;
 mod epilogue;

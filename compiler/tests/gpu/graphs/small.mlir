@@ -46,4 +46,12 @@ module {
     %y = "loop.softmax"(%x) {dtype = "f32"} : (tensor<?x?x?xf32, ["B", "T", "S"]>) -> tensor<?x?x?xf32, ["B", "T", "S"]>
     return %y : tensor<?x?x?xf32, ["B", "T", "S"]>
   }
+
+  func.func @rows_again(
+    %x: tensor<?x?x40xf32, ["B", "T"]> {loop.input = "x"},
+    %tokens: tensor<?x?xi32, ["B", "T"]> {loop.input = "tokens"}
+  ) -> (tensor<64x40xf32> {loop.name = "y"}) {
+    %y = "loop.scatter_rows"(%x, %tokens) {type = tensor<64x40xf32>} : (tensor<?x?x40xf32, ["B", "T"]>, tensor<?x?xi32, ["B", "T"]>) -> tensor<64x40xf32>
+    return %y : tensor<64x40xf32>
+  }
 }
