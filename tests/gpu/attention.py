@@ -1,7 +1,7 @@
 """Attention kernels on the GPU: checked against float64 in PyTorch, then timed beside PyTorch's own.
 
-    attention.py kernels OUT.json          the kernels, for compiler/examples/kernels.rs (no GPU, no torch)
-    attention.py check DIR                 DIR as kernels.rs wrote it; many sizes, poisoned outputs, guards
+    attention.py kernels OUT.json [N]      the kernels, for compiler/examples/kernels.rs (no GPU, no torch); N: random ones instead
+    attention.py check DIR [N]             DIR as kernels.rs wrote it; many sizes, poisoned outputs, guards; N: each random one at 45 sizes
     attention.py time DIR                  16,384 tokens, Qwen3-0.6B's heads: ours, cuDNN, FlexAttention
 """
 import json
@@ -250,6 +250,32 @@ def cases():
     yield Case("fewf32", "layer", dtype="f32", out="f32", tokens=False, cache=True)
 
 
+def random_cases(n):
+    """Kernels that nobody chose; the same n are the same kernels."""
+    import random
+    draw = random.Random(n)
+    for i in range(n):
+        kind = draw.choice(["all", "window", "layer", "layer", "two", "far", "fork"])
+        tokens = draw.random() < 0.75
+        yield Case(f"random{i}", kind, heads=(draw.randint(1, 4), draw.randint(1, 5)), d=draw.choice([32, 64, 64, 80, 128, 128, 128]), window=draw.randint(1, 700),
+                   tokens=tokens, cache=not tokens or draw.random() < 0.3, gate=kind in ("layer", "two", "fork") and draw.random() < 0.8, lse=draw.random() < 0.5)
+
+
+def random_places(case, n=45):
+    import random
+    draw = random.Random(case.name)
+    near = lambda most: max(1, min(most, draw.choice([64, 128, 256]) * draw.randint(0, 8) + draw.randint(-2, 2))) if draw.random() < 0.5 else draw.randint(1, most)
+    for _ in range(n):
+        b, s = draw.randint(1, 4), near(1200)
+        if not case.cache:
+            yield b, s, None, None, None
+            continue
+        t = min(near(400), s) if case.tokens else 1
+        # What a sequence has seen before; all keys are in the first s.
+        starts = [draw.randint(0, s - t) for _ in range(b)]
+        yield b, t, s, s + draw.randint(0, 70), [s - t, *starts[1:]]
+
+
 def models():
     """What is timed: Qwen3-0.6B's heads."""
     yield Case("qwen", "all", heads=(8, 2), gate=False)
@@ -262,14 +288,16 @@ def models():
     yield Case("qwen_few", "layer", heads=(8, 2), tokens=False, cache=True)
 
 
-def check(folder):
+def check(folder, randoms=0):
     from launch import Module
     module = Module(folder)
     failed = total = 0
-    for case in [*cases(), *models()]:
+    for case in random_cases(randoms) if randoms else [*cases(), *models()]:
         if case.name not in module.kernels:
             continue
-        if not case.tokens:
+        if randoms:
+            places = list(random_places(case))
+        elif not case.tokens:
             places = [(b, 1, s, s + 64, st) for b, s, st in (
                 (1, 1, [0]), (2, 256, [0, 5]), (3, 256, [63, 64, 65]), (2, 512, [255, 256]), (4, 1024, [0, 17, 600, 1000]), (1, 4096, [4000]), (8, 768, [1, 127, 128, 129, 200, 511, 512, 700]))]
         elif case.cache:
@@ -357,10 +385,11 @@ def main():
     if sys.argv[1] == "time":
         return measure(sys.argv[2])
     if sys.argv[1] == "kernels":
-        pathlib.Path(sys.argv[2]).write_text(json.dumps([c.kernel() for c in [*cases(), *models()]]))
+        chosen = random_cases(int(sys.argv[3])) if len(sys.argv) > 3 else [*cases(), *models()]
+        pathlib.Path(sys.argv[2]).write_text(json.dumps([c.kernel() for c in chosen]))
         return 0
     if sys.argv[1] == "check":
-        return check(sys.argv[2])
+        return check(sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 0)
 
 
 sys.exit(main())
