@@ -1,38 +1,47 @@
 //! Memory: temporaries whose lives do not overlap share a slot of the arena.
+//!
+//! The largest come first (Pisarchyk and Lee, arXiv 2001.03288, "greedy by size"): a small value that lives long, as what is kept for a
+//! backward does, then has a slot of its size, and not one that a large value has just left.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 
 use ir::plan::{Buffer, BufferKind, Launch, Plan};
 use ir::{Size, Sizes};
 
-/// Gives every temporary its slot, in one walk over the launches.
+/// First and last launch, both included.
+type Life = (usize, usize);
+
+/// Gives every temporary its slot. Slots are numbered by their first use.
 pub fn assign(plan: &mut Plan) {
     let Plan { buffers, launches, .. } = plan;
-    let lives = lives(buffers, launches);
     let typical = typical();
-    let mut starts: Vec<(usize, usize, usize)> = lives.iter().map(|(b, (from, to))| (*from, *to, *b)).collect();
-    starts.sort();
-    // Per slot: its last launch, its largest tenant.
-    let mut slots: Vec<(usize, i64)> = vec![];
-    for (from, to, b) in starts {
-        let buffer = &buffers[b];
-        let bytes = Size::product(&buffer.shape)
+    let bytes = |b: usize| {
+        Size::product(&buffers[b].shape)
             .eval(&typical)
             .unwrap_or(i64::MAX / 8)
-            .saturating_mul(buffer.dtype.bytes());
-        let free = || slots.iter().enumerate().filter(|(_, (last, _))| *last < from);
-        let fitting = free()
-            .filter(|(_, (_, size))| *size >= bytes)
-            .min_by_key(|(_, (_, size))| *size);
-        let slot = fitting
-            .or_else(|| free().max_by_key(|(_, (_, size))| *size))
-            .map(|(i, _)| i);
-        let slot = slot.unwrap_or_else(|| {
-            slots.push((0, 0));
-            slots.len() - 1
-        });
-        slots[slot] = (to, slots[slot].1.max(bytes));
-        buffers[b].kind = BufferKind::Temp { slot: slot as u32 };
+            .saturating_mul(buffers[b].dtype.bytes())
+    };
+    let mut temporaries: Vec<(usize, Life, i64)> = lives(buffers, launches)
+        .into_iter()
+        .map(|(b, life)| (b, life, bytes(b)))
+        .collect();
+    temporaries.sort_by_key(|(b, life, bytes)| (Reverse(*bytes), *life, *b));
+    // Slots in the order of their sizes, and who lives there when.
+    let mut slots: Vec<Vec<(Life, usize)>> = vec![];
+    for (b, life, _) in temporaries {
+        let apart = |(other, _): &(Life, usize)| life.1 < other.0 || other.1 < life.0;
+        // The last one that is free is the smallest.
+        match slots.iter_mut().rev().find(|tenants| tenants.iter().all(apart)) {
+            Some(tenants) => tenants.push((life, b)),
+            None => slots.push(vec![(life, b)]),
+        }
+    }
+    slots.sort_by_key(|tenants| tenants.iter().min().copied());
+    for (slot, tenants) in slots.iter().enumerate() {
+        for (_, b) in tenants {
+            buffers[*b].kind = BufferKind::Temp { slot: slot as u32 };
+        }
     }
 }
 
@@ -44,8 +53,8 @@ pub fn typical() -> Sizes {
 }
 
 /// First and last launch of every temporary that is used.
-fn lives(buffers: &[Buffer], launches: &[Launch]) -> HashMap<usize, (usize, usize)> {
-    let mut lives: HashMap<usize, (usize, usize)> = HashMap::new();
+fn lives(buffers: &[Buffer], launches: &[Launch]) -> HashMap<usize, Life> {
+    let mut lives: HashMap<usize, Life> = HashMap::new();
     for (i, launch) in launches.iter().enumerate() {
         for &b in &launch.args {
             if matches!(buffers[b].kind, BufferKind::Temp { .. }) {
@@ -54,4 +63,58 @@ fn lives(buffers: &[Buffer], launches: &[Launch]) -> HashMap<usize, (usize, usiz
         }
     }
     lives
+}
+
+#[cfg(test)]
+mod tests {
+    use ir::DType;
+
+    use super::*;
+
+    /// A plan of temporaries (elements, first launch, last launch); their slots.
+    fn slots(temporaries: &[(i64, usize, usize)]) -> Vec<u32> {
+        let buffer = |(i, (n, ..)): (usize, &(i64, usize, usize))| Buffer {
+            name: format!("t{i}"),
+            dtype: DType::F32,
+            shape: vec![Size::from(*n)],
+            kind: BufferKind::Temp { slot: u32::MAX },
+        };
+        let end = temporaries.iter().map(|t| t.2 + 1).max().unwrap_or(0);
+        let launch = |at: usize| Launch {
+            kernel: 0,
+            args: (0..temporaries.len())
+                .filter(|t| [temporaries[*t].1, temporaries[*t].2].contains(&at))
+                .collect(),
+        };
+        let mut plan = Plan {
+            entry: "main".to_string(),
+            buffers: temporaries.iter().enumerate().map(buffer).collect(),
+            kernels: vec![],
+            launches: (0..end).map(launch).collect(),
+        };
+        assign(&mut plan);
+        let slot = |b: &Buffer| match b.kind {
+            BufferKind::Temp { slot } => slot,
+            _ => u32::MAX,
+        };
+        plan.buffers.iter().map(slot).collect()
+    }
+
+    #[test]
+    fn a_chain_takes_turns() {
+        assert_eq!(slots(&[(8, 0, 1), (8, 1, 2), (8, 2, 3), (8, 3, 4)]), [0, 1, 0, 1]);
+    }
+
+    /// 10 MB of each layer are kept, 100 MB are not: three layers take 100 + 3 x 10.
+    #[test]
+    fn what_is_kept_takes_no_room_of_what_is_larger() {
+        let layer = |l: usize| [(100, 2 * l, 2 * l + 1), (10, 2 * l + 1, 9)];
+        let all: Vec<(i64, usize, usize)> = (0..3).flat_map(layer).collect();
+        assert_eq!(slots(&all), [0, 1, 0, 2, 0, 3]);
+    }
+
+    #[test]
+    fn lives_that_touch_overlap() {
+        assert_eq!(slots(&[(8, 0, 2), (8, 2, 2), (8, 3, 3)]), [0, 1, 1]);
+    }
 }
