@@ -35,6 +35,12 @@ impl Hand {
     fn matrices(&mut self, rows: i64) -> (View, View) {
         (self.input("a", &[rows, K]), self.input("b", &[COLS, K]))
     }
+
+    /// The same, where 16 rows of a stand behind each 64 that are multiplied.
+    fn matrices_apart(&mut self) -> (View, View) {
+        let a = self.input("a", &[4, 80, K]);
+        (a.sliced(1, 0, Size::from(64)).unwrap(), self.input("b", &[COLS, K]))
+    }
 }
 
 fn silu_times(k: &mut KernelBuilder, x: &[ExprId]) -> ExprId {
@@ -71,12 +77,11 @@ fn a_chain_of_two_products_ends_the_last() {
     }
 }
 
-/// The product's rows are two dimensions, as those of a are apart; beside a number of each row and one of each column; the product's result stays for another reader.
+/// The product's rows are two dimensions; beside a number of each row and one of each column; the product's result stays for another reader.
 #[test]
 fn a_result_that_others_read_stays() {
     let mut h = Hand::new();
-    let (a, b) = (h.input("a", &[4, 80, K]), h.input("b", &[COLS, K]));
-    let a = a.sliced(1, 0, Size::from(64)).unwrap();
+    let (a, b) = h.matrices_apart();
     let (row, bias) = (h.input("row", &[ROWS]), h.input("bias", &[COLS]));
     let t = h.temporary("t", F32, &[4, 64, COLS]);
     let (out, sums) = (h.output("out", &[ROWS, COLS]), h.output("sums", &[COLS]));
@@ -163,6 +168,18 @@ fn another_space_keeps_both_apart() {
         h.map(&out, &[&t.reshaped(&out.shape).unwrap(), &x], times);
     });
     assert_eq!((turned, part, again), (2, 2, 2));
+}
+
+/// The product has 4 times 64 rows here, as those of a are apart; x has 64.
+#[test]
+fn rows_that_come_again_keep_both_apart() {
+    let mut h = Hand::new();
+    let (a, b) = h.matrices_apart();
+    let (t, x) = (h.temporary("t", F32, &[4, 64, COLS]), h.input("x", &[64, COLS]));
+    let out = h.output("out", &[4, 64, COLS]);
+    h.product(&t, &a, &b);
+    h.map(&out, &[&t, &x], times);
+    assert_eq!(h.merged().launches.len(), 2);
 }
 
 /// Five inputs, and rows that begin at odd places.
