@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use ir::DType;
-use ir::plan::{Access, Arg, Buffer, Expr, ExprId, Kernel, Stage, Unary};
+use ir::plan::{Access, Arg, Buffer, Expr, ExprId, Kernel, Rhs, Stage, Unary};
 
 /// The kernel of a launch with its arguments' buffers in the accesses.
 pub fn open(kernel: &Kernel, buffers: &[usize]) -> Kernel {
@@ -11,7 +11,7 @@ pub fn open(kernel: &Kernel, buffers: &[usize]) -> Kernel {
         args: vec![],
         ..kernel.clone()
     };
-    accesses(&mut body).for_each(|a| a.arg = buffers[a.arg]);
+    args(&mut body).into_iter().for_each(|a| *a = buffers[*a]);
     body
 }
 
@@ -19,10 +19,10 @@ pub fn open(kernel: &Kernel, buffers: &[usize]) -> Kernel {
 pub fn close(body: &Kernel, buffers: &[Buffer]) -> (Kernel, Vec<usize>) {
     let mut kernel = body.clone();
     let mut order: Vec<usize> = vec![];
-    for a in accesses(&mut kernel) {
-        let known = order.iter().position(|b| *b == a.arg);
-        a.arg = known.unwrap_or_else(|| {
-            order.push(a.arg);
+    for a in args(&mut kernel) {
+        let known = order.iter().position(|b| b == a);
+        *a = known.unwrap_or_else(|| {
+            order.push(*a);
             order.len() - 1
         });
     }
@@ -35,20 +35,58 @@ pub fn close(body: &Kernel, buffers: &[Buffer]) -> (Kernel, Vec<usize>) {
     (kernel, order)
 }
 
-fn accesses(kernel: &mut Kernel) -> impl Iterator<Item = &mut Access> {
-    let loads = kernel.exprs.iter_mut().filter_map(|e| match e {
+/// All that names an argument: a product's matrices first.
+fn args(kernel: &mut Kernel) -> Vec<&mut usize> {
+    let Kernel {
+        contraction,
+        exprs,
+        stages,
+        ..
+    } = kernel;
+    let mut all = vec![];
+    if let Some(c) = contraction {
+        all.extend(std::iter::once(&mut c.b).chain(&mut c.also).map(right));
+        all.push(&mut c.a.arg);
+    }
+    all.extend(touched(exprs, stages).map(|a| &mut a.arg));
+    all
+}
+
+fn right(b: &mut Rhs) -> &mut usize {
+    match b {
+        Rhs::Packed { arg } | Rhs::KContiguous { arg, .. } | Rhs::NContiguous { arg, .. } => arg,
+    }
+}
+
+pub fn accesses(kernel: &mut Kernel) -> impl Iterator<Item = &mut Access> {
+    touched(&mut kernel.exprs, &mut kernel.stages)
+}
+
+fn touched<'k>(exprs: &'k mut [Expr], stages: &'k mut [Stage]) -> impl Iterator<Item = &'k mut Access> {
+    let loads = exprs.iter_mut().filter_map(|e| match e {
         Expr::Load(a) => Some(a),
         _ => None,
     });
-    loads.chain(kernel.stages.iter_mut().filter_map(|s| match s {
+    loads.chain(stages.iter_mut().filter_map(|s| match s {
         Stage::Store { to, .. } => Some(to),
         Stage::Reduce { .. } => None,
     }))
 }
 
-/// The buffers that a body loads from.
+/// The buffers that a body loads from or multiplies.
 pub fn reads(body: &Kernel) -> BTreeSet<usize> {
-    loads(body).map(|a| a.arg).collect()
+    loads(body).map(|a| a.arg).chain(contracted(body)).collect()
+}
+
+/// The buffers that a body multiplies.
+pub fn contracted(body: &Kernel) -> BTreeSet<usize> {
+    let Some(c) = &body.contraction else {
+        return BTreeSet::new();
+    };
+    let rights = std::iter::once(&c.b).chain(&c.also).map(|b| match b {
+        Rhs::Packed { arg } | Rhs::KContiguous { arg, .. } | Rhs::NContiguous { arg, .. } => *arg,
+    });
+    rights.chain([c.a.arg]).collect()
 }
 
 pub fn writes(body: &Kernel) -> BTreeSet<usize> {

@@ -11,7 +11,7 @@ use super::steps::{Step, Steps};
 use super::{NEAR, is_dead, is_good, space};
 
 /// How far back a launch looks for another.
-const WINDOW: usize = 64;
+pub const WINDOW: usize = 64;
 /// Bytes that two launches must share to be one where neither needs the other: less is read sooner by two side by side.
 const SHARED: f64 = 256.0 * 1024.0;
 
@@ -41,13 +41,18 @@ fn pair(steps: &mut Steps, i: usize, j: usize) -> Option<usize> {
     if !order.is_no_heavier(steps, i, j, dropped) {
         return None;
     }
+    Some(put(steps, &order, i, j, new))
+}
+
+/// Steps `i` and `j` become the new one; where it stands.
+pub fn put(steps: &mut Steps, order: &Order, i: usize, j: usize, new: Step) -> usize {
     let place = i + order.before.len();
     let moved = order.before.iter().chain([&i]).chain(&order.after);
     let moved: Vec<Step> = moved.map(|s| steps.list[*s].clone()).collect();
     steps.list.splice(i..j, moved);
     steps.remove(j);
     steps.replace(place, new);
-    Some(place)
+    place
 }
 
 /// Accesses that could be one: what the second loads of what the first stores, then what both load of something large.
@@ -108,7 +113,7 @@ fn is_one_point(kernel: &Kernel) -> bool {
 }
 
 /// What stands between two steps: what goes before both, and what comes after.
-struct Order {
+pub struct Order {
     before: Vec<usize>,
     after: Vec<usize>,
 }
@@ -116,7 +121,7 @@ struct Order {
 impl Order {
     /// One of the steps moves to the other where it can; what is near may go round them on both sides. `None` where the second needs
     /// something that needs the first.
-    fn around(list: &[Step], i: usize, j: usize) -> Option<Order> {
+    pub fn around(list: &[Step], i: usize, j: usize) -> Option<Order> {
         let between = i + 1..j;
         let mut all = Touched::default();
         list[between.clone()].iter().for_each(|s| all.add(s));
@@ -143,7 +148,7 @@ impl Order {
     }
 
     /// Do values that live longer, because one of the steps has moved, weigh no more than those that are gone? What is near does not count.
-    fn is_no_heavier(&self, steps: &Steps, i: usize, j: usize, dropped: f64) -> bool {
+    pub fn is_no_heavier(&self, steps: &Steps, i: usize, j: usize, dropped: f64) -> bool {
         let (first, second) = (&steps.list[i], &steps.list[j]);
         let mut longer = 0.0;
         if self.before.len() > NEAR {

@@ -5,16 +5,18 @@
 //!     u = a * c
 //!
 //! A kernel of the scheduler has one root, so a value with several readers, and what a reduction of its own reads, lies in memory. Here
-//! such values go away again. Kernels without a product only; what says whether two may be one is what they touch, where, and when:
+//! such values go away again. Kernels without a product first; what says whether two may be one is what they touch, where, and when:
 //!
 //! 1. `inline`: what an element-wise kernel stores is computed by all its readers instead, over their own dimensions: a reduction
 //!    over another axis, a copy that turns it, a few readers with little to read for it.
 //! 2. `join`: two launches over one space become one launch; what the first stored, the second has at hand.
+//! 3. `epilogue`: an element-wise launch becomes the end of a product of many rows whose result it reads.
 //!
-//! Both only where bytes are saved, and where neither kernel loses how it lies on a GPU: its vectors, and neighbours that are neighbours
+//! All only where bytes are saved, and where neither kernel loses how it lies on a GPU: its vectors, and neighbours that are neighbours
 //! in memory. What is done depends on what stands near, so that equal layers stay equal.
 
 mod body;
+mod epilogue;
 mod inline;
 mod join;
 mod pair;
@@ -42,6 +44,7 @@ pub fn merge(plan: &mut Plan) {
     let count = steps.list.len();
     inline::inline(&mut steps);
     join::join(&mut steps);
+    epilogue::append(&mut steps);
     if steps.list.len() < count {
         steps.into_plan(plan);
     }

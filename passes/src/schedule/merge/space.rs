@@ -5,7 +5,7 @@ use ir::Size;
 use ir::plan::{Access, Binary, Expr, ExprId, Kernel, Stage};
 
 use super::super::slots::typical;
-use super::body::{Exprs, stage_at, stores};
+use super::body::{Exprs, accesses, stage_at, stores};
 
 /// A dimension of the common space.
 struct Dim {
@@ -67,6 +67,43 @@ pub fn within(producer: (&Kernel, &Access), reader: (&Kernel, &Access)) -> Optio
     }));
     let dims = ordered([producer.0, reader.0], dims, 1)?;
     Some((over(producer.0, &dims, 0), over(reader.0, &dims, 1)))
+}
+
+/// `map` over the dimensions of `leader`, which has a point and a column for each of its own. `None` where what lies in one dimension of
+/// the leader has no one stride in the other.
+pub fn onto(leader: (&Kernel, &Access), map: (&Kernel, &Access)) -> Option<Kernel> {
+    let (dims, [left, more]) = matched(leader, map)?;
+    if !left.is_empty() || !more.is_empty() {
+        return None;
+    }
+    let dims = ordered([leader.0, map.0], dims, 0)?;
+    let mut kernel = over(map.0, &dims, 1);
+    for a in accesses(&mut kernel) {
+        let whole = (0..=leader.0.outer.len()).map(|dim| whole(&a.strides, &dims, dim));
+        a.strides = whole.collect::<Option<_>>()?;
+    }
+    kernel.outer = leader.0.outer.clone();
+    kernel.cols = leader.0.cols.clone();
+    Some(kernel)
+}
+
+/// The stride along a dimension of the first kernel, from those along its parts.
+fn whole(strides: &[Size], dims: &[Dim], dim: usize) -> Option<Size> {
+    let parts = dims.iter().zip(strides);
+    let mut parts = parts
+        .filter(|(d, _)| matches!(&d.of[0], Some((of, _)) if *of == dim))
+        .rev();
+    let Some((inner, stride)) = parts.next() else {
+        return Some(Size::from(0));
+    };
+    let mut next = stride * &inner.size;
+    for (part, stride) in parts {
+        if *stride != next {
+            return None;
+        }
+        next = stride * &part.size;
+    }
+    Some(stride.clone())
 }
 
 /// The dimensions that both accesses walk alike, and those of each kernel that its access does not walk.

@@ -10,10 +10,12 @@ use super::body::{close, open, reads, writes};
 use crate::schedule::slots::typical;
 
 /// One launch.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Step {
     /// The kernel with buffers for arguments, where it is one that may merge.
     pub body: Option<Rc<Kernel>>,
+    /// The same of a product: it may get an epilogue.
+    pub product: Option<Rc<Kernel>>,
     /// As it was scheduled, unless it is new.
     launch: Option<Launch>,
     pub reads: BTreeSet<usize>,
@@ -58,34 +60,36 @@ impl Steps {
 
     fn scheduled(&self, launch: &Launch) -> Step {
         let kernel = &self.kernels[launch.kernel];
-        let body = is_plain(kernel).then(|| Kernel {
+        let body = (is_plain(kernel) || is_product(kernel)).then(|| Kernel {
             name: base(&kernel.name).to_string(),
             ..open(kernel, &launch.args)
         });
-        if let Some(step) = body.and_then(|body| self.step(body)) {
-            return Step {
-                launch: Some(launch.clone()),
-                ..step
-            };
+        let step = body.and_then(|body| self.step(body)).unwrap_or_default();
+        let launch = Some(launch.clone());
+        if step.body.is_some() {
+            return Step { launch, ..step };
         }
-        let written = kernel.args.iter().zip(&launch.args).filter(|(a, _)| a.written);
+        let args = || kernel.args.iter().zip(launch.iter().flat_map(|l| &l.args));
         Step {
-            body: None,
-            launch: Some(launch.clone()),
             // What is written may be read too: sums go on from what is there.
-            reads: launch.args.iter().copied().collect(),
-            writes: written.map(|(_, b)| *b).collect(),
-            cost: Cost::default(),
+            reads: args().map(|(_, b)| *b).collect(),
+            writes: args().filter(|(a, _)| a.written).map(|(_, b)| *b).collect(),
+            launch,
+            ..step
         }
     }
 
     /// A step of a merged body. `None` where nobody knows its cost.
     pub fn step(&self, body: Kernel) -> Option<Step> {
         let work = close(&body, &self.buffers).0.work(&self.sizes)?;
+        let (reads, writes) = (reads(&body), writes(&body));
+        let is_product = body.contraction.is_some();
+        let body = Rc::new(body);
         Some(Step {
-            reads: reads(&body),
-            writes: writes(&body),
-            body: Some(Rc::new(body)),
+            reads,
+            writes,
+            product: is_product.then(|| body.clone()),
+            body: (!is_product).then_some(body),
             launch: None,
             cost: Cost {
                 bytes: work.bytes,
@@ -141,7 +145,8 @@ impl Steps {
         plan.kernels.clear();
         plan.launches.clear();
         for step in &self.list {
-            let (mut kernel, args) = match (&step.launch, &step.body) {
+            let body = step.body.as_ref().or(step.product.as_ref());
+            let (mut kernel, args) = match (&step.launch, body) {
                 (Some(launch), _) => (self.kernels[launch.kernel].clone(), launch.args.clone()),
                 (None, Some(body)) => close(body, &self.buffers),
                 (None, None) => unreachable!("a step is scheduled or merged"),
@@ -166,14 +171,19 @@ fn base(name: &str) -> &str {
 }
 
 fn is_plain(kernel: &Kernel) -> bool {
-    let alone = kernel.contraction.is_none() && kernel.sweep.is_none() && kernel.sweep_gradient.is_none();
-    let known = |e: &Expr| {
-        !matches!(
-            e,
-            Expr::Acc | Expr::AccAlso | Expr::RowSquares | Expr::Swept(_) | Expr::Lse(_)
-        )
-    };
-    alone && kernel.ordered == 0 && !kernel.panels && kernel.exprs.iter().all(known)
+    let made = |e: &Expr| matches!(e, Expr::Acc | Expr::AccAlso | Expr::RowSquares);
+    kernel.contraction.is_none() && walks_once(kernel) && !kernel.exprs.iter().any(made)
+}
+
+fn is_product(kernel: &Kernel) -> bool {
+    kernel.contraction.is_some() && walks_once(kernel)
+}
+
+/// Without sweeps, orders and panels.
+fn walks_once(kernel: &Kernel) -> bool {
+    let swept = |e: &Expr| matches!(e, Expr::Swept(_) | Expr::Lse(_));
+    let sweeps = kernel.sweep.is_some() || kernel.sweep_gradient.is_some() || kernel.exprs.iter().any(swept);
+    !sweeps && kernel.ordered == 0 && !kernel.panels
 }
 
 /// Temporaries that no launch has left.

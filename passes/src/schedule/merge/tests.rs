@@ -10,6 +10,8 @@ use super::super::slots;
 use super::super::view::View;
 use super::merge;
 
+mod epilogue;
+
 use DType::{BF16, F32, I32};
 
 /// A plan in the making.
