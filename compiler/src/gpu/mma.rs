@@ -421,66 +421,64 @@ impl Warp {
         acc
     }
 
-    /// Rows m * 16.., k chunks 2 k..: matrices (low rows, first chunk), (high, first), (low, second), (high, second).
-    fn left(&self, e: &mut Emit, stage: Val, m: i64, k: i64) -> Vec<Val> {
-        let row = lane_bits(e, self.lane, 0, 4);
-        let row = e.add(row, self.row);
-        let first = e.int(16 * m, I32);
-        let row = e.add(row, first);
-        let chunk = lane_bits(e, self.lane, 4, 1);
-        let first = e.int(2 * k, I32);
-        let chunk = e.add(chunk, first);
-        let at = place(e, row, chunk, DEPTH / 8);
-        let at = e.add(stage, at);
-        ptx::load_matrices(e, at, false)
+    /// A lane's line and chunk of four matrices: (low lines, first chunk), (high, first), (low, second), (high, second).
+    fn lines_first(&self, e: &mut Emit) -> (Val, Val) {
+        (lane_bits(e, self.lane, 0, 4), lane_bits(e, self.lane, 4, 1))
     }
 
-    /// The same fragments of lines of rows, turned as they are read.
-    fn left_by_k(&self, e: &mut Emit, stage: Val, m: i64, k: i64) -> Vec<Val> {
+    /// As `lines_first`, but (low, first), (low, second), (high, first), (high, second).
+    fn chunks_first(&self, e: &mut Emit) -> (Val, Val) {
         let (low, high) = (lane_bits(e, self.lane, 0, 3), lane_bits(e, self.lane, 4, 1));
         let high = e.shl(high, 3);
-        let line = e.or(low, high);
+        (e.or(low, high), lane_bits(e, self.lane, 3, 1))
+    }
+
+    /// Four matrices of a side whose lines are k, at chunk `chunk` of the lane's, from line 16 k on; turned as they are read. `begin`: the
+    /// warp's first row or column.
+    fn by_k(&self, e: &mut Emit, side: Val, (line, chunk): (Val, Val), begin: Val, tile: i64, k: i64) -> Vec<Val> {
         let first = e.int(16 * k, I32);
         let line = e.add(line, first);
-        let chunk = lane_bits(e, self.lane, 3, 1);
-        let row = e.shr(self.row, 3);
-        let chunk = e.add(chunk, row);
-        let first = e.int(2 * m, I32);
+        let begin = e.shr(begin, 3);
+        let chunk = e.add(chunk, begin);
+        let first = e.int(2 * tile, I32);
         let chunk = e.add(chunk, first);
         let at = place(e, line, chunk, TILE / 8);
-        let at = e.add(stage, at);
+        let at = e.add(side, at);
         ptx::load_matrices(e, at, true)
     }
 
-    /// Columns pair * 16.. as rows of k: matrices (low columns, first chunk), (low, second), (high, first), (high, second).
-    fn right(&self, e: &mut Emit, stage: Val, pair: i64, k: i64) -> Vec<Val> {
-        let (low, high) = (lane_bits(e, self.lane, 0, 3), lane_bits(e, self.lane, 4, 1));
-        let high = e.shl(high, 3);
-        let row = e.or(low, high);
-        let row = e.add(row, self.column);
-        let first = e.int(16 * pair, I32);
-        let row = e.add(row, first);
-        let chunk = lane_bits(e, self.lane, 3, 1);
+    /// Four matrices of a side whose lines are rows or columns, from line `begin` + 16 tile on, k chunks 2 k...
+    fn by_line(&self, e: &mut Emit, side: Val, (line, chunk): (Val, Val), begin: Val, tile: i64, k: i64) -> Vec<Val> {
+        let line = e.add(line, begin);
+        let first = e.int(16 * tile, I32);
+        let line = e.add(line, first);
         let first = e.int(2 * k, I32);
         let chunk = e.add(chunk, first);
-        let at = place(e, row, chunk, DEPTH / 8);
-        let at = e.add(stage, at);
+        let at = place(e, line, chunk, DEPTH / 8);
+        let at = e.add(side, at);
         ptx::load_matrices(e, at, false)
     }
 
-    /// The same fragments of rows of columns, turned as they are read.
+    /// Rows m * 16..: fragments (low rows, first k), (high, first), (low, second), (high, second).
+    fn left(&self, e: &mut Emit, stage: Val, m: i64, k: i64) -> Vec<Val> {
+        let mine = self.lines_first(e);
+        self.by_line(e, stage, mine, self.row, m, k)
+    }
+
+    fn left_by_k(&self, e: &mut Emit, stage: Val, m: i64, k: i64) -> Vec<Val> {
+        let mine = self.chunks_first(e);
+        self.by_k(e, stage, mine, self.row, m, k)
+    }
+
+    /// Columns pair * 16..: fragments (low columns, first k), (low, second), (high, first), (high, second).
+    fn right(&self, e: &mut Emit, stage: Val, pair: i64, k: i64) -> Vec<Val> {
+        let mine = self.chunks_first(e);
+        self.by_line(e, stage, mine, self.column, pair, k)
+    }
+
     fn right_by_k(&self, e: &mut Emit, stage: Val, pair: i64, k: i64) -> Vec<Val> {
-        let row = lane_bits(e, self.lane, 0, 4);
-        let first = e.int(16 * k, I32);
-        let row = e.add(row, first);
-        let chunk = lane_bits(e, self.lane, 4, 1);
-        let column = e.shr(self.column, 3);
-        let chunk = e.add(chunk, column);
-        let first = e.int(2 * pair, I32);
-        let chunk = e.add(chunk, first);
-        let at = place(e, row, chunk, TILE / 8);
-        let at = e.add(stage, at);
-        ptx::load_matrices(e, at, true)
+        let mine = self.lines_first(e);
+        self.by_k(e, stage, mine, self.column, pair, k)
     }
 }
 
