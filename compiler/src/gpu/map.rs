@@ -88,11 +88,6 @@ impl Shape {
     }
 }
 
-/// Do vectors of so many columns lie side by side, at multiples of their size, in all that is loaded and stored?
-pub fn allows(kernel: &Kernel, lanes: i64) -> bool {
-    kernel.allows_lanes(lanes)
-}
-
 pub fn emit(kernel: &Kernel, target: &Target) -> Emitted {
     let shape = Shape::new(kernel);
     let signature = Signature {

@@ -16,7 +16,7 @@ use runtime::artefact::{Step, Variant};
 use super::epilogue::clamped;
 use super::mma::{lane_bits, place};
 use super::ptx::{self, F32, I32, Params, Signature};
-use super::{Target, map, math, tiles};
+use super::{Target, math, tiles};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 use crate::pipeline;
 use crate::scalar::{Body, Columns, Math, Point};
@@ -33,7 +33,7 @@ pub fn takes(kernel: &Kernel, sweep: &Sweep) -> Option<Vec<Size>> {
     let is_bf16 = |arg: usize| kernel.args[arg].dtype == DType::BF16;
     let width = |n: i64| n == 64 || n == 128;
     let fits = width(sweep.depth) && kernel.cols.as_const().is_some_and(width) && sweep.q.indirect.is_none();
-    let chains = sweep.segments.len() <= 2 && map::allows(kernel, 2);
+    let chains = sweep.segments.len() <= 2 && kernel.allows_lanes(2);
     let mut sizes: Vec<&Size> = sweep.q.strides[..kernel.outer.len()]
         .iter()
         .chain([&sweep.q.offset])

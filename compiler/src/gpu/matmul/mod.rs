@@ -33,7 +33,7 @@ use self::walk::Walk;
 use super::mma::lane_bits;
 use super::pipeline::{self, Ring, Turns};
 use super::ptx::{self, I32, Params, Signature};
-use super::{hopper, map, tiles};
+use super::{hopper, tiles};
 use crate::mlir::emit::{Cmp, Emit};
 use crate::pipeline::size;
 use crate::scalar::{Body, Math};
@@ -50,7 +50,7 @@ pub fn takes(kernel: &Kernel, c: &Contraction) -> bool {
         && rights.is_some()
         && (Side::left(kernel, c).is_some() || is_rounded(kernel, c))
         && !kernel.reduces()
-        && map::allows(kernel, 2)
+        && kernel.allows_lanes(2)
 }
 
 /// The right sides: one, or two that lie alike.

@@ -11,7 +11,7 @@ use ir::plan::{Access, Expr, Kernel, Stage};
 
 use super::super::epilogue::clamped;
 use super::super::mma::lane_bits;
-use super::super::{hopper, map, ptx};
+use super::super::{hopper, ptx};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 use crate::scalar::{Body, Columns, Point, memory};
 
@@ -39,7 +39,7 @@ pub fn lanes(kernel: &Kernel, bytes: i64) -> i64 {
     let most = bytes / narrowest.unwrap_or(bytes);
     [8, 4]
         .into_iter()
-        .find(|n| *n <= most && map::allows(kernel, *n))
+        .find(|n| *n <= most && kernel.allows_lanes(*n))
         .unwrap_or(2)
 }
 
@@ -72,7 +72,7 @@ impl<'b, 'k> Store<'b, 'k> {
             .filter(|a| a.indirect.is_none() && *a.strides.last().unwrap_or(&a.offset) == Size::one())
             .filter(|a| a.strides[..a.strides.len() - 1].iter().any(|s| s.coef != 0))
             .collect();
-        if streams.is_empty() || !map::allows(kernel, 8) {
+        if streams.is_empty() || !kernel.allows_lanes(8) {
             return;
         }
         let mine = e.int(16, self.lane.ty);

@@ -16,7 +16,7 @@ use runtime::artefact::{MapSource, Step, TensorMap, Variant};
 
 use super::super::super::hopper;
 use super::super::super::ptx::{self, I32, Params, Signature};
-use super::super::super::{Target, map, tiles};
+use super::super::super::{Target, tiles};
 use super::consumer::Consumer;
 use super::producer;
 use super::walk::{Bounds, HALF, KEYS};
@@ -193,7 +193,7 @@ impl<'k> Plan<'k> {
             aligned: sweep.start.is_none(),
             groups,
             sums: uses(&|e| matches!(e, Expr::Swept(_))),
-            lanes: if map::allows(kernel, 8) { 8 } else { 1 },
+            lanes: if kernel.allows_lanes(8) { 8 } else { 1 },
             streams,
         };
         Some(plan)
