@@ -8,15 +8,16 @@
 //!
 //! Neighbouring threads take neighbouring columns, or neighbouring points where that is how memory lies (sums over rows).
 
+mod reduce;
+
 use ir::Size;
-use ir::plan::{Kernel, Reduction, Stage};
+use ir::plan::{Kernel, Stage};
 use runtime::artefact::{GpuKernel, Step, Variant};
 
 use super::accumulate::Accumulation;
-use super::ptx::{self, F32, I32, Signature};
-use super::reduction::{add, finish, identity, merge};
+use super::ptx::{self, I32, Signature};
 use super::{Emitted, Target, tiles};
-use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
+use crate::mlir::emit::{Cmp, Elem, Emit, Val};
 use crate::scalar::{Body, Columns, Math, Point};
 
 pub const THREADS: i64 = 256;
@@ -228,12 +229,13 @@ impl<'b, 'k> Map<'b, 'k> {
         let stages = &self.body.kernel.stages;
         let mut i = 0;
         while i < stages.len() {
-            self.body.hoist(e, point, &stages[i]);
             match &stages[i] {
-                Stage::Reduce { op, value } => {
-                    let result = self.reduce(e, point, *op, *value);
-                    point.reduced.insert(i, result);
-                    i += 1;
+                Stage::Reduce { .. } => {
+                    let end = i + self.together(&stages[i..], i);
+                    stages[i..end].iter().for_each(|s| self.body.hoist(e, point, s));
+                    let results = self.reduce(e, point, &stages[i..end]);
+                    point.reduced.extend((i..end).zip(results));
+                    i = end;
                 }
                 Stage::Store { .. } => {
                     let group: Vec<&Stage> = stages[i..]
@@ -255,85 +257,6 @@ impl<'b, 'k> Map<'b, 'k> {
         let begin = e.add(self.first, begin);
         let step = self.shape.team * self.shape.lanes;
         e.for_loop(begin, self.last, step, init, f)
-    }
-
-    fn reduce(&self, e: &mut Emit, point: &mut Point, op: Reduction, value: usize) -> Val {
-        if self.body.single_column() {
-            return self.body.scalar(e, point, value);
-        }
-        let lanes = self.shape.lanes as usize;
-        let init = identity(e, op, Ty::vector(Elem::F32, lanes));
-        let acc = self.columns(e, &init, |e, first, acc| {
-            let mut cols = Columns::new(first, None, None);
-            let v = self.body.vector(e, point, &mut cols, value);
-            add(e, op, acc, v)
-        });
-        let lane = |e: &mut Emit, i: usize| acc.iter().map(|v| e.extract(*v, i)).collect::<Vec<Val>>();
-        let mut state = lane(e, 0);
-        for i in 1..lanes {
-            let other = lane(e, i);
-            state = merge(e, op, &state, &other);
-        }
-        let team = self.shape.team;
-        if self.shape.along_points {
-            state = if team == 1 {
-                state
-            } else {
-                self.across(e, op, &state, team)
-            };
-            return finish(e, op, &state);
-        }
-        let mut bits = team.min(32) / 2;
-        while bits > 0 {
-            let other: Vec<Val> = state.iter().map(|x| ptx::shuffle_xor(e, *x, bits)).collect();
-            state = merge(e, op, &state, &other);
-            bits /= 2;
-        }
-        if team > 32 {
-            state = self.across(e, op, &state, team / 32);
-        }
-        finish(e, op, &state)
-    }
-
-    /// Combines what `parts` groups of a team have, through shared memory, in the groups' order.
-    fn across(&self, e: &mut Emit, op: Reduction, mine: &[Val], parts: i64) -> Vec<Val> {
-        let shared = ptx::shared(e);
-        let warp = e.int(32, I32);
-        // Along points a part is a thread of (member, point); else a warp, whose threads all hold the same.
-        let (at, base, stride) = if self.shape.along_points {
-            let points = e.int(self.shape.points(), I32);
-            (self.thread, e.rem(self.thread, points), self.shape.points())
-        } else {
-            let at = e.div(self.thread, warp);
-            let team = e.int(self.shape.team, I32);
-            let base = e.div(self.thread, team);
-            let parts = e.int(parts, I32);
-            (at, e.mul(base, parts), 1)
-        };
-        let mut all: Option<Vec<Val>> = None;
-        for (n, x) in mine.iter().enumerate() {
-            let first = e.int(n as i64 * THREADS, I32);
-            let at = e.add(at, first);
-            let place = e.at(shared, at, Elem::F32);
-            e.store(*x, place);
-        }
-        ptx::barrier(e);
-        for i in 0..parts {
-            let mut part = vec![];
-            for n in 0..mine.len() as i64 {
-                let i = e.int(i * stride + n * THREADS, I32);
-                let at = e.add(base, i);
-                let place = e.at(shared, at, Elem::F32);
-                part.push(e.load(place, F32));
-            }
-            all = Some(match all {
-                None => part,
-                Some(all) => merge(e, op, &all, &part),
-            });
-        }
-        // Before the next reduction overwrites it.
-        ptx::barrier(e);
-        all.unwrap_or_default()
     }
 
     /// Stores of scalars by one thread of a team, those of vectors in one loop over the columns.
