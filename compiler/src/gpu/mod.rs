@@ -178,6 +178,7 @@ fn tuned(
     let kernel = &with_ptx_name(kernel);
     if let Some(c) = &kernel.contraction {
         let key = tuning::key(kernel, c);
+        let tables = &with_waves(kernel, c, key.as_deref(), target, tables);
         let named = tuning::named(tables, key.as_deref());
         let ways = ways(kernel, c, target, &|name| named.contains(name));
         let chosen = tuning::arranged(&ways, key.as_deref(), kernel, tables, unknown);
@@ -198,6 +199,16 @@ fn tuned(
         return Ok(kernels::sweep_gradient::emit(kernel, g, target));
     }
     Ok(map::emit(kernel, target))
+}
+
+/// The tables, and for known rows one more in front of the target's own.
+fn with_waves(kernel: &Kernel, c: &Contraction, key: Option<&str>, target: &Target, tables: &[Table]) -> Vec<Table> {
+    let mut tables = tables.to_vec();
+    let waves = (key.filter(|_| target.hopper && matmul::takes(kernel, c)))
+        .and_then(|key| tuning::by_waves(kernel, c, key, target.name));
+    let at = tables.len().saturating_sub(1);
+    tables.splice(at..at, waves);
+    tables
 }
 
 /// The ways of a contraction; where no table says another, the first one that fits runs. The last one always does. Of many tiles only the
@@ -232,7 +243,8 @@ fn ways(kernel: &Kernel, c: &Contraction, target: &Target, wanted: &dyn Fn(&str)
         return ways;
     }
     let reduced = kernel.reduces() && target.hopper;
-    if reduced && let Some((variant, functions)) = matmul::reduced(kernel, &kernel.name, target) {
+    let shape = tuning::shape(kernel, c).unwrap_or(matmul::SHAPES[0]);
+    if reduced && let Some((variant, functions)) = matmul::reduced(kernel, &kernel.name, shape, target) {
         let name = "reduced".to_string();
         ways.push(Way {
             name,

@@ -25,6 +25,27 @@ pub fn add(e: &mut Emit, op: Reduction, state: &[Val], x: Val) -> Vec<Val> {
     }
 }
 
+/// Of these values, vectors of one type, each lane by itself. Against `add`, one by one, a logarithm takes half of the exponentials.
+pub fn of(e: &mut Emit, op: Reduction, values: &[Val]) -> Vec<Val> {
+    let combine = |e: &mut Emit, f: fn(&mut Emit, Val, Val) -> Val, all: &[Val]| {
+        let (first, rest) = all.split_first().expect("there are values");
+        rest.iter().fold(*first, |acc, x| f(e, acc, *x))
+    };
+    match op {
+        Reduction::Sum => vec![combine(e, Emit::add, values)],
+        Reduction::Max => vec![combine(e, Emit::max, values)],
+        Reduction::LogSumExp => {
+            let max = combine(e, Emit::max, values);
+            let mut masses = vec![];
+            for x in values {
+                let below = e.sub(*x, max);
+                masses.push(math::exp(e, below));
+            }
+            vec![max, combine(e, Emit::add, &masses)]
+        }
+    }
+}
+
 /// Of two parts.
 pub fn merge(e: &mut Emit, op: Reduction, a: &[Val], b: &[Val]) -> Vec<Val> {
     match op {

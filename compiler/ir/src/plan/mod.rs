@@ -8,6 +8,7 @@
 pub mod count;
 pub mod eval;
 mod lanes;
+mod operands;
 mod print;
 mod sweep;
 mod sweep_gradient;

@@ -33,34 +33,6 @@ impl Kind {
     }
 }
 
-impl Expr {
-    /// The expressions it refers to, a look-up's index included.
-    pub fn operands(&self) -> Vec<ExprId> {
-        match self {
-            Expr::Load(a) => a.indirect.iter().map(|(e, _)| *e).collect(),
-            Expr::Unary(_, a) => vec![*a],
-            Expr::Binary(_, a, b) => vec![*a, *b],
-            Expr::Select(c, a, b) => vec![*c, *a, *b],
-            _ => vec![],
-        }
-    }
-}
-
-impl Stage {
-    pub fn operands(&self) -> Vec<ExprId> {
-        match self {
-            Stage::Reduce { value, .. } => vec![*value],
-            Stage::Store { to, value, when } => to
-                .indirect
-                .iter()
-                .map(|(e, _)| *e)
-                .chain([*value])
-                .chain(*when)
-                .collect(),
-        }
-    }
-}
-
 impl Kernel {
     /// Which expressions differ between columns.
     pub fn column_dependent(&self) -> Vec<bool> {

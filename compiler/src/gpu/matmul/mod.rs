@@ -19,14 +19,13 @@ mod store;
 mod walk;
 
 pub use apart::reduced;
-pub use shape::{SHAPES, Shape};
+pub use shape::{DEPTH, SHAPES, Shape};
 
 use ir::plan::{Contraction, Kernel, Rhs};
 use ir::{DType, Size};
 use runtime::artefact::{Step, TensorMap, Variant};
 
 use self::consumer::Consumer;
-use self::shape::DEPTH;
 use self::side::Side;
 use self::store::Store;
 use self::walk::Walk;
@@ -43,13 +42,17 @@ const THREADS: i64 = 384;
 const REGISTERS: [i64; 2] = [40, 232];
 
 pub fn takes(kernel: &Kernel, c: &Contraction) -> bool {
+    multiplies(kernel, c) && !kernel.reduces()
+}
+
+/// Can the product be made here, whatever comes behind it?
+fn multiplies(kernel: &Kernel, c: &Contraction) -> bool {
     let known = c.k.as_const().is_some_and(|k| k > 0) && kernel.cols.as_const().is_some();
     let rights = rights(kernel, c);
     c.batch == 0
         && known
         && rights.is_some()
         && (Side::left(kernel, c).is_some() || is_rounded(kernel, c))
-        && !kernel.reduces()
         && kernel.allows_lanes(2)
 }
 
@@ -70,11 +73,11 @@ fn is_rounded(kernel: &Kernel, c: &Contraction) -> bool {
 
 /// A way and the functions it takes.
 pub fn variant(kernel: &Kernel, c: &Contraction, shape: Shape, name: &str) -> (Variant, Vec<(String, String)>) {
-    way(kernel, c, shape, name, false)
+    way(kernel, c, shape, name)
 }
 
-/// `spaces`: the workspaces of rounded rows are there even where none are rounded.
-fn way(kernel: &Kernel, c: &Contraction, shape: Shape, name: &str, spaces: bool) -> (Variant, Vec<(String, String)>) {
+/// Where the kernel reduces, which is `reduced`'s, tiles' results have a workspace behind those of rounded rows, which are there then.
+fn way(kernel: &Kernel, c: &Contraction, shape: Shape, name: &str) -> (Variant, Vec<(String, String)>) {
     assert!(shape.is_possible(), "{shape:?}");
     let k = c.k.as_const().unwrap_or(0);
     let rows = Size::product(&kernel.outer);
@@ -85,7 +88,7 @@ fn way(kernel: &Kernel, c: &Contraction, shape: Shape, name: &str, spaces: bool)
         let (step, function) = rounding::rounding(kernel, c, &format!("{name}_rows"));
         steps.push(step);
         functions.push(function);
-    } else if spaces {
+    } else if kernel.reduces() {
         workspaces = vec![Size::from(0); 2];
     }
     let mut sides = vec![left.unwrap_or_else(|| Side::rounded(kernel, c))];
@@ -97,7 +100,7 @@ fn way(kernel: &Kernel, c: &Contraction, shape: Shape, name: &str, spaces: bool)
         .collect();
     let signature = Signature {
         buffers: kernel.args.len(),
-        workspaces: workspaces.len(),
+        workspaces: workspaces.len() + usize::from(kernel.reduces()),
         maps: maps.len(),
         threads: THREADS as u32,
         ..Signature::default()
@@ -168,7 +171,6 @@ fn block(e: &mut Emit, kernel: &Kernel, c: &Contraction, shape: Shape, sides: &[
         |e| {
             hopper::more_registers(e, REGISTERS[1]);
             let one = e.int(1, I32);
-            let squares = params.workspaces.get(1).copied();
             let bands = shape.height() / 64;
             let consumer = Consumer {
                 shape,
@@ -179,7 +181,7 @@ fn block(e: &mut Emit, kernel: &Kernel, c: &Contraction, shape: Shape, sides: &[
                 steps,
                 left: &sides[0],
                 right: &sides[1],
-                store: Store::new(e, &body, thread, squares, bands, shape.columns / weights),
+                store: Store::new(e, &body, thread, &params.workspaces, bands, shape.columns / weights),
             };
             consumer.run(e, &walk);
             vec![]

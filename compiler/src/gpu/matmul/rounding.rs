@@ -18,7 +18,8 @@ pub fn rounding(kernel: &Kernel, c: &Contraction, name: &str) -> (Step, (String,
     let rows = Size::product(&kernel.outer);
     let signature = Signature {
         buffers: kernel.args.len(),
-        workspaces: 2,
+        // Of a kernel that reduces, the tiles' results stand behind.
+        workspaces: 2 + usize::from(kernel.reduces()),
         threads: THREADS as u32,
         overlap: true,
         ..Signature::default()

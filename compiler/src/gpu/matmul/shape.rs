@@ -46,6 +46,7 @@ pub const SHAPES: &[Shape] = &[
     shape(64, 256, 5, 2, true),
     shape(256, 128, 4, 2, false),
     shape(64, 64, 8, 1, true),
+    shape(128, 192, 5, 1, false),
     Shape {
         bytes: 8,
         ..shape(128, 256, 4, 1, false)

@@ -3,6 +3,8 @@
 //!     for 64 rows, for rows g and g + 8 of a warp's 16
 //!       for some columns: sums, of four threads by turns, to neighbouring columns of each; loads; then stores
 //!
+//! What is reduced over columns is reduced over the tile's: a number for each row, which four threads have parts of (`apart.rs`).
+//!
 //! `wgmma` leaves a thread two neighbouring columns of each eight. Four threads that have a row exchange theirs, so that each has 4 or 8
 //! neighbouring ones: 16 bytes of what is bf16. Nothing waits for another warp.
 
@@ -11,7 +13,8 @@ use ir::plan::{Access, Expr, Kernel, Stage};
 
 use super::super::epilogue::clamped;
 use super::super::mma::lane_bits;
-use super::super::{hopper, ptx};
+use super::super::ptx::{self, I32};
+use super::super::{hopper, reduction};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 use crate::scalar::{Body, Columns, Point, memory};
 
@@ -20,6 +23,8 @@ const TOGETHER: i64 = 32;
 
 pub struct Store<'b, 'k> {
     pub body: &'b Body<'k>,
+    /// Where the tiles' results of reductions go, if the kernel has any.
+    pub parts: Option<Val>,
     /// The rows' squares, where they were measured.
     pub squares: Option<Val>,
     /// Of the consumer: 64 each.
@@ -47,10 +52,13 @@ pub fn lanes(kernel: &Kernel, bytes: i64) -> i64 {
 pub const ALIGNMENT: usize = 16;
 
 impl<'b, 'k> Store<'b, 'k> {
-    pub fn new(e: &mut Emit, body: &'b Body<'k>, thread: Val, squares: Option<Val>, bands: i64, columns: i64) -> Self {
+    /// `workspaces`: the rows' squares are the second one, the tiles' results the last one.
+    pub fn new(e: &mut Emit, body: &'b Body<'k>, thread: Val, workspaces: &[Val], bands: i64, columns: i64) -> Self {
         let kernel = body.kernel;
+        let squares = workspaces.get(1).copied();
         Store {
             body,
+            parts: workspaces.last().copied().filter(|_| kernel.reduces()),
             squares: squares.filter(|_| kernel.exprs.contains(&Expr::RowSquares)),
             bands,
             columns,
@@ -115,6 +123,7 @@ impl<'b, 'k> Store<'b, 'k> {
         let row = e.add(row, warp);
         let row = e.add(row, self.g);
         let row = e.extend_signed(row, Elem::I64);
+        let tile = column;
         let column = self.first_column(e, column);
         let column = e.extend_signed(column, Elem::I64);
         let rows = self.body.size(e, &Size::product(&kernel.outer));
@@ -139,9 +148,92 @@ impl<'b, 'k> Store<'b, 'k> {
                             .collect()
                     })
                     .collect();
+                if let Some(parts) = self.parts {
+                    self.reduce(e, &mut point, (row, there), (tile, column), &own[0], parts);
+                }
                 self.row(e, &mut point, there, column, &own);
             }
         }
+    }
+
+    /// The reductions of one row, over the columns of the tile that begins at `tile` (i32).
+    fn reduce(
+        &self,
+        e: &mut Emit,
+        point: &mut Point,
+        (row, there): (Val, Val),
+        (tile, column): (Val, Val),
+        own: &[Val],
+        parts: Val,
+    ) {
+        let kernel = self.body.kernel;
+        let tiles = kernel
+            .cols
+            .as_const()
+            .map_or(0, |n| (n + self.columns - 1) / self.columns);
+        let width = e.int(self.columns, I32);
+        let tile = e.div(tile, width);
+        let tile = e.extend_signed(tile, Elem::I64);
+        let zero = e.int(0, self.c.ty);
+        let leads = e.cmp(Cmp::Eq, self.c, zero);
+        let here = e.and(leads, there);
+        let mut groups: Vec<(Columns, Val)> = vec![];
+        for (right, sums) in self.groups(e, own) {
+            let (column, inside) = self.columns_at(e, column, right);
+            groups.push((Columns::new(column, None, Some(e.vector(&sums))), inside));
+        }
+        let rows = self.body.size(e, &Size::product(&kernel.outer));
+        let reductions = kernel.stages.iter().filter_map(|s| match s {
+            Stage::Reduce { op, value } => Some((*op, *value)),
+            Stage::Store { .. } => None,
+        });
+        for (i, (op, value)) in reductions.enumerate() {
+            let mut values = vec![];
+            for (columns, inside) in &mut groups {
+                let x = self.body.vector(e, point, columns, value);
+                // Of no columns.
+                let nothing = reduction::identity(e, op, x.ty)[0];
+                values.push(e.select(*inside, x, nothing));
+            }
+            let lanes = reduction::of(e, op, &values);
+            let lane = |e: &mut Emit, i: usize| lanes.iter().map(|v| e.extract(*v, i)).collect::<Vec<Val>>();
+            let mut state = lane(e, 0);
+            for i in 1..self.lanes() {
+                let other = lane(e, i);
+                state = reduction::merge(e, op, &state, &other);
+            }
+            for bits in [1, 2] {
+                let other: Vec<Val> = state.iter().map(|x| ptx::shuffle_xor(e, *x, bits)).collect();
+                state = reduction::merge(e, op, &state, &other);
+            }
+            let result = reduction::finish(e, op, &state);
+            let first = e.i64(i as i64);
+            let first = e.mul(first, rows);
+            let at = e.add(first, row);
+            let tiles = e.i64(tiles);
+            let at = e.mul(at, tiles);
+            let at = e.add(at, tile);
+            let to = e.at(parts, at, Elem::F32);
+            e.if_then(here, &[], |e| {
+                e.store(result, to);
+                vec![]
+            });
+        }
+    }
+
+    /// Columns that begin so far behind the thread's first one, and are they inside? If not, they are the last ones.
+    fn columns_at(&self, e: &mut Emit, column: Val, right: i64) -> (Val, Val) {
+        let kernel = self.body.kernel;
+        let right = e.i64(right);
+        let column = e.add(column, right);
+        if kernel.cols.as_const().is_some_and(|n| n % self.columns == 0) {
+            return (column, e.int(1, Ty::scalar(Elem::I1)));
+        }
+        let cols = self.body.size(e, &kernel.cols);
+        let inside = e.cmp(Cmp::Lt, column, cols);
+        let lanes = e.i64(self.lanes() as i64);
+        let last = e.sub(cols, lanes);
+        (e.min(column, last), inside)
     }
 
     fn lanes(&self) -> usize {
@@ -199,24 +291,16 @@ impl<'b, 'k> Store<'b, 'k> {
     /// One row: sums of each weight, [tile of 8 columns][2].
     fn row(&self, e: &mut Emit, point: &mut Point, there: Val, column: Val, own: &[Vec<Val>]) {
         let kernel = self.body.kernel;
-        let lanes = self.lanes() as i64;
-        let cols = self.body.size(e, &kernel.cols);
-        let whole = kernel.cols.as_const().is_some_and(|n| n % self.columns == 0);
+        if stores(kernel).next().is_none() {
+            return;
+        }
         for from in (0..own[0].len()).step_by(TOGETHER as usize) {
             let end = (from + TOGETHER as usize).min(own[0].len());
             let groups: Vec<_> = own.iter().map(|x| self.groups(e, &x[from..end])).collect();
             let mut ready = vec![];
             for (i, (right, first)) in groups[0].iter().enumerate() {
-                let right = e.i64(right + 4 * from as i64);
-                let mut first_column = e.add(column, right);
-                let mut here = there;
-                if !whole {
-                    let inside = e.cmp(Cmp::Lt, first_column, cols);
-                    here = e.and(there, inside);
-                    let lanes = e.i64(lanes);
-                    let last = e.sub(cols, lanes);
-                    first_column = e.min(first_column, last);
-                }
+                let (first_column, inside) = self.columns_at(e, column, right + 4 * from as i64);
+                let here = e.and(there, inside);
                 let mut columns = Columns::new(first_column, None, Some(e.vector(first)));
                 columns.also = groups.get(1).map(|g| e.vector(&g[i].1));
                 let values: Vec<(Val, Option<Val>)> = (stores(kernel))

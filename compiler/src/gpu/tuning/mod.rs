@@ -1,13 +1,16 @@
 //! Which of a kernel's ways runs at which size: as data, measured by `loopc tune`, written into the artefact when compiling.
 //!
 //! A table (`table.rs`) names ways for ranges of rows. Tables lie over each other: the user's file, what was remembered for the device,
-//! what is shipped for it, what is shipped for its target. Where none says anything a kernel's ways are tried in their own order.
+//! what is shipped for it, for known rows what waves of tiles say (`waves.rs`), what is shipped for its target. Where none says anything a
+//! kernel's ways are tried in their own order.
 //! `ways.rs` turns the answer into a kernel's variants, so that the runtime has nothing to decide.
 
 mod table;
+mod waves;
 mod ways;
 
 pub use table::{Choice, Table, TableError, joined};
+pub(super) use waves::{by_waves, shape};
 pub use ways::{Space, Way};
 pub(super) use ways::{arranged, key, named, space};
 
@@ -28,7 +31,7 @@ pub struct Tuning {
 }
 
 impl Tuning {
-    /// The tables for a target, what is shipped behind the others.
+    /// The tables for a target, what is shipped behind the others, what is shipped for the target itself last.
     pub(super) fn of(&self, target: &str) -> Vec<Table> {
         let own = self.tables.iter().filter(|t| t.target == target).cloned();
         own.chain(shipped(target, self.device.as_deref())).collect()
