@@ -1,5 +1,5 @@
-//! One typed function per instruction of Hopper's asynchronous units (sm_90a): barriers in shared memory, the copy engine, `wgmma`, and the
-//! registers' redistribution. Knows no tile and no kernel. Addresses of shared memory are i32.
+//! One typed function per instruction of Hopper's asynchronous units (sm_90a): barriers in shared memory, the copy engine both ways, `wgmma`,
+//! and the registers' redistribution. Knows no tile and no kernel. Addresses of shared memory are i32.
 
 use super::ptx::{F32, I32, asm};
 use crate::mlir::emit::{Emit, Val};
@@ -293,4 +293,61 @@ pub fn any(e: &mut Emit, x: Val) -> Val {
 pub fn advance(e: &mut Emit, descriptor: Val, bytes: Val) -> Val {
     let bytes = e.shr(bytes, 4);
     e.add(descriptor, bytes)
+}
+
+/// Four 8 x 8 matrices of 16-bit elements to shared memory, as `ptx::load_matrices` has them.
+pub fn store_matrices(e: &mut Emit, at: Val, values: &[Val]) {
+    let text = "stmatrix.sync.aligned.m8n8.x4.shared.b16 [$0], {$1, $2, $3, $4};";
+    let operands: Vec<Val> = [at].iter().chain(values).copied().collect();
+    asm(e, text, "r,r,r,r,r,~{memory}", &operands, &[]);
+}
+
+/// What the thread wrote to shared memory is seen by the asynchronous units.
+pub fn fence_shared(e: &mut Emit) {
+    asm(e, "fence.proxy.async.shared::cta;", "~{memory}", &[], &[]);
+}
+
+/// What the thread wrote, and what it has seen of others, is seen by the asynchronous units.
+pub fn fence_async(e: &mut Emit) {
+    asm(e, "fence.proxy.async;", "~{memory}", &[], &[]);
+}
+
+/// A box from shared memory to a tensor, or added to it, as part of the next group of stores; elements outside are left out.
+pub fn store_box(e: &mut Emit, map: Val, at: &[Val], from: Val, adds: bool) {
+    let rank = at.len();
+    let list: Vec<String> = (0..rank).map(|i| format!("${}", i + 2)).collect();
+    let (what, how) = if adds { ("cp.reduce", ".add") } else { ("cp", "") };
+    let text = format!(
+        "{what}.async.bulk.tensor.{rank}d.global.shared::cta{how}.tile.bulk_group [$0, {{{}}}], [$1];",
+        list.join(", ")
+    );
+    let constraints = format!("l,r,{}~{{memory}}", "r,".repeat(rank));
+    let operands: Vec<Val> = [map, from].iter().chain(at).copied().collect();
+    asm(e, &text, &constraints, &operands, &[]);
+}
+
+pub fn commit_stores(e: &mut Emit) {
+    asm(e, "cp.async.bulk.commit_group;", "~{memory}", &[], &[]);
+}
+
+/// Until the thread's stores have read their source, or are there.
+pub fn wait_stores(e: &mut Emit, source: bool) {
+    let read = if source { ".read" } else { "" };
+    asm(e, &format!("cp.async.bulk.wait_group{read} 0;"), "~{memory}", &[], &[]);
+}
+
+/// Until a u32 in global memory is `n`; what its writer did before is seen then.
+pub fn wait_for_count(e: &mut Emit, at: Val, n: Val) {
+    let text =
+        "{ .reg .pred p; .reg .b32 x; again: ld.acquire.gpu.global.b32 x, [$0]; setp.ne.b32 p, x, $1; @p bra again; }";
+    asm(e, text, "l,r,~{memory}", &[at, n], &[]);
+}
+
+pub fn publish_count(e: &mut Emit, at: Val, n: Val) {
+    asm(e, "st.release.gpu.global.b32 [$0], $1;", "l,r,~{memory}", &[at, n], &[]);
+}
+
+/// The same value, of which the compiler knows nothing: what depends on it is computed here, not in front of a loop.
+pub fn opaque(e: &mut Emit, x: Val) -> Val {
+    asm(e, "", "=r,0", &[x], &[x.ty])[0]
 }

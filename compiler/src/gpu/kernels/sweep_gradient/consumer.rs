@@ -13,10 +13,10 @@
 //!
 //! A thread holds two keys, 8 apart, and of each 8 rows two. Exponents are in units of log2.
 
+use super::super::super::hopper::{self, Left, Matrix, Step};
 use super::super::super::math;
 use super::super::super::ptx::{self, F32, I32};
 use super::flash::{Block, Guard, HALF, KEYS};
-use super::hopper::{self, Left, Matrix, Step};
 use super::order::{self, Tile};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 
@@ -28,11 +28,13 @@ const ALONG: Matrix = Matrix {
     swizzle: 128,
     stride: 1024,
     leading: 16,
+    turned: false,
 };
 
 fn across(rows: i64) -> Matrix {
     Matrix {
         leading: rows * 128,
+        turned: true,
         ..ALONG
     }
 }
@@ -50,7 +52,7 @@ struct Consumer<'b, 'k> {
     eighth: Val,
     /// First of the warp's 16 rows of 64.
     warp_row: Val,
-    /// Descriptors of the consumer's keys and values, and of all keys across.
+    /// The consumer's keys and values, along, and all keys across.
     keys: Val,
     values: Val,
     keys_across: Val,
@@ -132,27 +134,20 @@ impl Consumer<'_, '_> {
             })
             .collect();
         queries.wait_full(e);
-        let q = ALONG.at(e, q_at);
-        let s = hopper::multiply(e, plan.rows, Left::Shared(self.keys), q, &steps, false, None);
+        let q = (ALONG, ALONG.at(e, q_at));
+        let s = hopper::multiply(e, plan.rows, Left::Shared(ALONG, self.keys), q, &steps, None);
         d.wait_full(e);
-        let right = ALONG.at(e, d_at);
-        let dp = hopper::multiply(e, plan.rows, Left::Shared(self.values), right, &steps, false, None);
+        let right = (ALONG, ALONG.at(e, d_at));
+        let dp = hopper::multiply(e, plan.rows, Left::Shared(ALONG, self.values), right, &steps, None);
 
         let s = hopper::finish(e, 1, &s);
         let lse = self.numbers(e, plan.at_lse(), queries.stage);
         let p = self.weights(e, tile, step, &s, &lse);
         let p_packed = pack(e, &p);
         let by_rows: Vec<Step> = (0..plan.rows / 16).map(|i| Step { a: 0, b: i * 16 * 128 }).collect();
-        let right = across(plan.rows).at(e, d_at);
-        let dv = hopper::multiply(
-            e,
-            plan.depth,
-            Left::Registers(&p_packed),
-            right,
-            &by_rows,
-            true,
-            Some(dv),
-        );
+        let down = across(plan.rows);
+        let right = (down, down.at(e, d_at));
+        let dv = hopper::multiply(e, plan.depth, Left::Registers(&p_packed), right, &by_rows, Some(dv));
 
         let dp = hopper::finish(e, 1, &dp);
         let z = self.numbers(e, plan.at_z(), d.stage);
@@ -173,10 +168,11 @@ impl Consumer<'_, '_> {
                 b: i * 16 * 128,
             })
             .collect();
-        let left = across(KEYS).at(e, dx_at);
-        let dq = hopper::multiply(e, 64, Left::Across(left), self.keys_across, &all_keys, true, None);
-        let right = across(plan.rows).at(e, q_at);
-        let dk = hopper::multiply(e, plan.depth, Left::Registers(&dx), right, &by_rows, true, Some(dk));
+        let keys = across(KEYS);
+        let left = Left::Shared(keys, keys.at(e, dx_at));
+        let dq = hopper::multiply(e, 64, left, (keys, self.keys_across), &all_keys, None);
+        let right = (down, down.at(e, q_at));
+        let dk = hopper::multiply(e, plan.depth, Left::Registers(&dx), right, &by_rows, Some(dk));
         let mut both = dv;
         both.extend(dq);
         let both = hopper::finish(e, 1, &both);

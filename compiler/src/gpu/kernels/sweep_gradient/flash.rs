@@ -13,9 +13,9 @@ use ir::plan::{Kernel, Range, Rows, SweepGradient};
 use ir::{DType, Size};
 use runtime::artefact::{MapSource, Step, TensorMap, Variant};
 
+use super::super::super::hopper;
 use super::super::super::ptx::{self, I32, Params, Signature};
 use super::super::super::{Target, tiles};
-use super::hopper;
 use super::{consumer, producer};
 use crate::mlir::emit::{Cmp, Elem, Emit, Val};
 use crate::pipeline;

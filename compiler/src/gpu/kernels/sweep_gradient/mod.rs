@@ -4,7 +4,6 @@
 
 mod consumer;
 mod flash;
-mod hopper;
 mod order;
 mod producer;
 mod simple;
