@@ -95,6 +95,15 @@ fn ends_with_swiglu(plan: &Plan) -> bool {
     products.any(|k| sigmoid(k) && stores(k) > 1)
 }
 
+/// Does a sweep store the masses that its backward wants, and blend its passes?
+fn blends_in_the_sweep(plan: &Plan) -> bool {
+    let is = |k: &Kernel, wanted: fn(&Expr) -> bool| k.exprs.iter().any(wanted);
+    let sigmoid = |e: &Expr| matches!(e, Expr::Unary(Unary::Sigmoid, _));
+    let mass = |e: &Expr| matches!(e, Expr::Lse(_));
+    let mut sweeps = plan.kernels.iter().filter(|k| k.sweep.is_some());
+    sweeps.any(|k| is(k, sigmoid) && is(k, mass))
+}
+
 #[test]
 fn a_merged_training_step_means_the_same() {
     let vocab = 13;
@@ -126,6 +135,7 @@ fn a_merged_training_step_means_the_same() {
         );
         assert!(merged.launches.len() * 4 < apart.launches.len() * 3);
         assert_eq!(ends_with_swiglu(&merged), context == 128, "{merged}");
+        assert!(blends_in_the_sweep(&merged) && !blends_in_the_sweep(&apart), "{merged}");
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use ir::DType;
-use ir::plan::{Access, Arg, Buffer, Expr, ExprId, Kernel, Rhs, Stage, Unary};
+use ir::plan::{Access, Arg, Buffer, Expr, ExprId, Kernel, Rhs, Stage, Sweep, Unary};
 
 /// The kernel of a launch with its arguments' buffers in the accesses.
 pub fn open(kernel: &Kernel, buffers: &[usize]) -> Kernel {
@@ -35,15 +35,20 @@ pub fn close(body: &Kernel, buffers: &[Buffer]) -> (Kernel, Vec<usize>) {
     (kernel, order)
 }
 
-/// All that names an argument: a product's matrices first.
+/// All that names an argument: a product's matrices first, or what a sweep sweeps.
 fn args(kernel: &mut Kernel) -> Vec<&mut usize> {
     let Kernel {
         contraction,
+        sweep,
         exprs,
         stages,
         ..
     } = kernel;
     let mut all = vec![];
+    if let Some(sweep) = sweep {
+        all.push(&mut sweep.q.arg);
+        all.extend(sweep.segments.iter_mut().flat_map(|s| [&mut s.k.arg, &mut s.v.arg]));
+    }
     if let Some(c) = contraction {
         all.extend(std::iter::once(&mut c.b).chain(&mut c.also).map(right));
         all.push(&mut c.a.arg);
@@ -73,9 +78,17 @@ fn touched<'k>(exprs: &'k mut [Expr], stages: &'k mut [Stage]) -> impl Iterator<
     }))
 }
 
-/// The buffers that a body loads from or multiplies.
+/// The buffers that a body loads from, multiplies or sweeps.
 pub fn reads(body: &Kernel) -> BTreeSet<usize> {
-    loads(body).map(|a| a.arg).chain(contracted(body)).collect()
+    let swept = body.sweep.iter().flat_map(|sweep| {
+        let rows = sweep.segments.iter().flat_map(|s| [s.k.arg, s.v.arg]);
+        rows.chain([sweep.q.arg])
+    });
+    loads(body)
+        .map(|a| a.arg)
+        .chain(contracted(body))
+        .chain(swept)
+        .collect()
 }
 
 /// The buffers that a body multiplies.
@@ -160,6 +173,20 @@ fn moved(a: &Access, now: &[ExprId]) -> Access {
     }
 }
 
+/// The body with other expressions in place of its own: `now` says where each of those is.
+pub fn with_exprs(body: &Kernel, exprs: Exprs, now: &[ExprId], stages: Vec<Stage>) -> Kernel {
+    let sweep = body.sweep.as_ref().map(|s| Sweep {
+        start: s.start.map(|e| now[e]),
+        ..s.clone()
+    });
+    Kernel {
+        exprs: exprs.list,
+        stages,
+        sweep,
+        ..body.clone()
+    }
+}
+
 /// The stage with its expressions where `now` says they are.
 pub fn stage_at(stage: &Stage, now: &[ExprId]) -> Stage {
     match stage {
@@ -208,6 +235,8 @@ pub fn finish(body: Kernel, dead: impl Fn(usize) -> bool) -> Option<Kernel> {
 /// The stages in this order, and the expressions that they need.
 fn pruned(body: &Kernel, order: &[usize]) -> Kernel {
     let mut needed = vec![false; body.exprs.len()];
+    let start = body.sweep.as_ref().and_then(|s| s.start);
+    start.iter().for_each(|e| needed[*e] = true);
     for s in order {
         body.stages[*s].operands().into_iter().for_each(|e| needed[e] = true);
     }
@@ -226,11 +255,8 @@ fn pruned(body: &Kernel, order: &[usize]) -> Kernel {
         };
         now[e] = exprs.add(expr);
     }
-    Kernel {
-        exprs: exprs.list,
-        stages: order.iter().map(|s| stage_at(&body.stages[*s], &now)).collect(),
-        ..body.clone()
-    }
+    let stages = order.iter().map(|s| stage_at(&body.stages[*s], &now)).collect();
+    with_exprs(body, exprs, &now, stages)
 }
 
 fn mark(body: &Kernel, e: ExprId, needed: &mut [bool]) {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use ir::plan::{Access, Buffer, Expr, ExprId, Kernel, Stage};
 
-use super::body::{Exprs, loads, reads, rounded, stage_at, stores, writes};
+use super::body::{Exprs, loads, reads, rounded, stage_at, stores, with_exprs, writes};
 use super::space;
 
 /// Names are symbols of object code too.
@@ -41,9 +41,7 @@ pub fn together(first: &Kernel, second: &Kernel, buffers: &[Buffer]) -> Option<K
     let stages = stages.chain(second.stages.iter().map(|s| stage_at(s, &then))).collect();
     let joined = Kernel {
         name: name(&first.name, &second.name),
-        exprs: exprs.list,
-        stages,
-        ..first.clone()
+        ..with_exprs(first, exprs, &now, stages)
     };
     (!lost).then(|| once(joined))
 }
@@ -60,8 +58,8 @@ fn once(mut kernel: Kernel) -> Kernel {
         let now = exprs.copy(&kernel.exprs, |exprs, e| {
             (*e == Expr::Reduced(s)).then(|| exprs.add(Expr::Reduced(first)))
         });
-        kernel.stages = kernel.stages.iter().map(|stage| stage_at(stage, &now)).collect();
-        kernel.exprs = exprs.list;
+        let stages = kernel.stages.iter().map(|stage| stage_at(stage, &now)).collect();
+        kernel = with_exprs(&kernel, exprs, &now, stages);
     }
     kernel
 }

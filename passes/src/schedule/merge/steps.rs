@@ -16,6 +16,8 @@ pub struct Step {
     pub body: Option<Rc<Kernel>>,
     /// The same of a product: it may get an epilogue.
     pub product: Option<Rc<Kernel>>,
+    /// The same of a sweep.
+    pub sweep: Option<Rc<Kernel>>,
     /// As it was scheduled, unless it is new.
     launch: Option<Launch>,
     pub reads: BTreeSet<usize>,
@@ -60,13 +62,13 @@ impl Steps {
 
     fn scheduled(&self, launch: &Launch) -> Step {
         let kernel = &self.kernels[launch.kernel];
-        let body = (is_plain(kernel) || is_product(kernel)).then(|| Kernel {
+        let body = (is_plain(kernel) || is_product(kernel) || is_sweep(kernel)).then(|| Kernel {
             name: base(&kernel.name).to_string(),
             ..open(kernel, &launch.args)
         });
         let step = body.and_then(|body| self.step(body)).unwrap_or_default();
         let launch = Some(launch.clone());
-        if step.body.is_some() {
+        if step.body.is_some() || step.sweep.is_some() {
             return Step { launch, ..step };
         }
         let args = || kernel.args.iter().zip(launch.iter().flat_map(|l| &l.args));
@@ -83,13 +85,14 @@ impl Steps {
     pub fn step(&self, body: Kernel) -> Option<Step> {
         let work = close(&body, &self.buffers).0.work(&self.sizes)?;
         let (reads, writes) = (reads(&body), writes(&body));
-        let is_product = body.contraction.is_some();
+        let (is_product, is_sweep) = (body.contraction.is_some(), body.sweep.is_some());
         let body = Rc::new(body);
         Some(Step {
             reads,
             writes,
             product: is_product.then(|| body.clone()),
-            body: (!is_product).then_some(body),
+            sweep: is_sweep.then(|| body.clone()),
+            body: (!is_product && !is_sweep).then_some(body),
             launch: None,
             cost: Cost {
                 bytes: work.bytes,
@@ -145,7 +148,7 @@ impl Steps {
         plan.kernels.clear();
         plan.launches.clear();
         for step in &self.list {
-            let body = step.body.as_ref().or(step.product.as_ref());
+            let body = [&step.body, &step.product, &step.sweep].into_iter().flatten().next();
             let (mut kernel, args) = match (&step.launch, body) {
                 (Some(launch), _) => (self.kernels[launch.kernel].clone(), launch.args.clone()),
                 (None, Some(body)) => close(body, &self.buffers),
@@ -177,6 +180,10 @@ fn is_plain(kernel: &Kernel) -> bool {
 
 fn is_product(kernel: &Kernel) -> bool {
     kernel.contraction.is_some() && walks_once(kernel)
+}
+
+fn is_sweep(kernel: &Kernel) -> bool {
+    kernel.sweep.is_some() && kernel.ordered == 0
 }
 
 /// Without sweeps, orders and panels.
