@@ -102,7 +102,7 @@ impl Args {
             let inputs = [("tokens", Input::I32(&token)), ("start", Input::I32(&at))];
             let keys = engine.keys(t + i + 1, state.capacity);
             engine
-                .call("decode", &[("B", b), ("S", keys)], &inputs, Some(state))
+                .call_for(&["best"], "decode", &[("B", b), ("S", keys)], &inputs, Some(state))
                 .map(|_| ())
         };
         let (mut prefill, mut decode, mut reading) = (vec![], vec![], vec![]);

@@ -45,6 +45,10 @@ impl Runner for Watch<'_> {
         self.inner.decode(tokens, start)
     }
 
+    fn best(&mut self, tokens: &[i32], start: &[i32]) -> Result<Option<Vec<i32>>, Cause> {
+        self.inner.best(tokens, start)
+    }
+
     fn logits(&mut self, batch: usize, tokens: &[i32]) -> Result<Vec<f32>, Cause> {
         self.inner.logits(batch, tokens)
     }

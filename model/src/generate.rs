@@ -136,6 +136,44 @@ struct Sequence<'a> {
     token: u32,
 }
 
+/// What comes behind a sequence's last token.
+enum Next<'l> {
+    /// To be drawn from these logits.
+    From(&'l [f32]),
+    Is(u32),
+}
+
+/// What decoding gave.
+enum Decoded {
+    /// [batch, vocab]
+    Logits(Vec<f32>),
+    /// The best of each sequence.
+    Tokens(Vec<u32>),
+}
+
+impl Decoded {
+    fn of(&self, sequence: usize, vocab: usize) -> Next<'_> {
+        match self {
+            Decoded::Logits(all) => Next::From(&all[sequence * vocab..(sequence + 1) * vocab]),
+            Decoded::Tokens(all) => Next::Is(all[sequence]),
+        }
+    }
+}
+
+/// Logits, or what is best where nothing else is asked for. What is no token has logits that say what is wrong.
+fn decode(runner: &mut dyn Runner, how: &Sampling, tokens: &[i32], start: &[i32]) -> Result<Decoded, Cause> {
+    let best = match how.temperature == 0.0 {
+        true => runner.best(tokens, start)?,
+        false => None,
+    };
+    let best: Option<Vec<u32>> = best.and_then(|all| all.into_iter().map(|t| u32::try_from(t).ok()).collect());
+    match best {
+        Some(tokens) => Ok(Decoded::Tokens(tokens)),
+        // The same positions again leave the caches as they are.
+        None => runner.decode(tokens, start).map(Decoded::Logits),
+    }
+}
+
 /// Continues every prompt. `on_token(sequence, token)` sees each new token at once.
 ///
 /// Unequal prompts are padded on the right. Where padding would push real keys out of a ring (`restart`, `stack`), only the shortest
@@ -180,14 +218,11 @@ pub fn generate_on(
         row.iter_mut().zip(s.prompt).for_each(|(t, id)| *t = *id as i32);
     }
     let last: Vec<i32> = sequences.iter().map(|s| s.done as i32 - 1).collect();
-    let mut logits = runner.prefill(&tokens, &last).map_err(GenerateError::Run)?;
+    let mut decoded = Decoded::Logits(runner.prefill(&tokens, &last).map_err(GenerateError::Run)?);
     loop {
-        for (i, (s, row)) in sequences
-            .iter_mut()
-            .zip(logits.chunks(limits.vocab as usize))
-            .enumerate()
-        {
-            s.step(row, request, context, &mut |token| on_token(i, token))
+        for (i, s) in sequences.iter_mut().enumerate() {
+            let next = decoded.of(i, limits.vocab as usize);
+            s.step(next, request, context, &mut |token| on_token(i, token))
                 .map_err(|source| GenerateError::Sample { sequence: i, source })?;
         }
         if sequences.iter().all(|s| s.finish.is_some()) {
@@ -199,7 +234,7 @@ pub fn generate_on(
             .iter()
             .map(|s| (s.done - usize::from(s.finish.is_some())) as i32)
             .collect();
-        logits = runner.decode(&next, &start).map_err(GenerateError::Run)?;
+        decoded = decode(runner, &request.sampling, &next, &start).map_err(GenerateError::Run)?;
         sequences
             .iter_mut()
             .filter(|s| s.finish.is_none())
@@ -213,10 +248,10 @@ pub fn generate_on(
 }
 
 impl Sequence<'_> {
-    /// Decides the token to feed next: the prompt's, or a new one drawn from `logits`; or stops.
+    /// Decides the token to feed next: the prompt's, or a new one; or stops.
     fn step(
         &mut self,
-        logits: &[f32],
+        next: Next,
         request: &Request,
         context: usize,
         on_token: &mut dyn FnMut(u32),
@@ -228,7 +263,10 @@ impl Sequence<'_> {
             self.token = *token;
             return Ok(());
         }
-        let token = self.sampler.next(logits)?;
+        let token = match next {
+            Next::From(logits) => self.sampler.next(logits)?,
+            Next::Is(token) => token,
+        };
         if request.stop.contains(&token) {
             self.finish = Some(Finish::EndOfText);
             return Ok(());

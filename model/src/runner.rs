@@ -43,6 +43,11 @@ pub trait Runner {
     fn prefill(&mut self, tokens: &[i32], last: &[i32]) -> Result<Vec<f32>, Cause>;
     /// logits [batch, vocab] after one more token per sequence, at position `start[b]`.
     fn decode(&mut self, tokens: &[i32], start: &[i32]) -> Result<Vec<f32>, Cause>;
+    /// As `decode`, but only the token with the largest of each sequence's logits, -1 where they are no numbers. `None`: nobody but the
+    /// caller can tell.
+    fn best(&mut self, _tokens: &[i32], _start: &[i32]) -> Result<Option<Vec<i32>>, Cause> {
+        Ok(None)
+    }
     /// logits [batch, rows, vocab].
     fn logits(&mut self, batch: usize, tokens: &[i32]) -> Result<Vec<f32>, Cause>;
     /// Negative log likelihood [batch, rows] of the targets; 0 where the target is negative.
@@ -67,7 +72,16 @@ impl<'a> EngineRunner<'a> {
         }
     }
 
-    /// One call; gives the entry's only result.
+    fn decoded(&mut self, tokens: &[i32], start: &[i32], result: &str) -> Result<Vec<f32>, Cause> {
+        let keys = i64::from(start.iter().copied().max().unwrap_or(0)) + 1;
+        // S only bounds the keys that are looked at: what a token sees goes by its position, so keys behind it change nothing.
+        let capacity = self.state.as_ref().map_or(keys, |s| s.capacity);
+        let keys = self.engine.keys(keys, capacity);
+        let sizes = [("B", start.len() as i64), ("T", 1), ("S", keys)];
+        self.call("decode", &sizes, &[("tokens", tokens), ("start", start)], result)
+    }
+
+    /// One call, for one of the entry's results.
     fn call(
         &mut self,
         entry: &str,
@@ -78,7 +92,7 @@ impl<'a> EngineRunner<'a> {
         let inputs: Vec<(&str, Input)> = inputs.iter().map(|(name, ids)| (*name, Input::I32(ids))).collect();
         // Entries without caches do not care about them, but a batch that differs from the caches' would be refused.
         let state = self.state.as_mut().filter(|_| matches!(entry, "prefill" | "decode"));
-        let mut outputs = self.engine.call(entry, sizes, &inputs, state)?;
+        let mut outputs = self.engine.call_for(&[result], entry, sizes, &inputs, state)?;
         let output = outputs
             .remove(result)
             .ok_or_else(|| format!("entry {entry} has no result `{result}`; compile it again"))?;
@@ -109,12 +123,12 @@ impl Runner for EngineRunner<'_> {
     }
 
     fn decode(&mut self, tokens: &[i32], start: &[i32]) -> Result<Vec<f32>, Cause> {
-        let keys = i64::from(start.iter().copied().max().unwrap_or(0)) + 1;
-        // S only bounds the keys that are looked at: what a token sees goes by its position, so keys behind it change nothing.
-        let capacity = self.state.as_ref().map_or(keys, |s| s.capacity);
-        let keys = self.engine.keys(keys, capacity);
-        let sizes = [("B", start.len() as i64), ("T", 1), ("S", keys)];
-        self.call("decode", &sizes, &[("tokens", tokens), ("start", start)], "logits")
+        self.decoded(tokens, start, "logits")
+    }
+
+    fn best(&mut self, tokens: &[i32], start: &[i32]) -> Result<Option<Vec<i32>>, Cause> {
+        let best = self.decoded(tokens, start, "best")?;
+        Ok(Some(best.into_iter().map(|x| x as i32).collect()))
     }
 
     fn logits(&mut self, batch: usize, tokens: &[i32]) -> Result<Vec<f32>, Cause> {

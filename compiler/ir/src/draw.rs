@@ -10,7 +10,14 @@ use crate::types::TensorType;
 const COLOURS: &[(&[&str], &str)] = &[
     (&["matmul"], "#f6d5b8"),
     (
-        &["reduce_sum", "reduce_max", "softmax", "rms_norm", "cross_entropy"],
+        &[
+            "reduce_sum",
+            "reduce_max",
+            "arg_max",
+            "softmax",
+            "rms_norm",
+            "cross_entropy",
+        ],
         "#d9cdec",
     ),
     (&["reshape", "transpose", "slice", "concat"], "#e8e8e8"),

@@ -3,8 +3,7 @@
 //! A call is: one copy of all inputs, the launches (replayed from a graph once the same call has come before), one copy of all outputs,
 //! and the one synchronisation that waits for it. What a step is told is computed in `geometry`, without the driver.
 //!
-//! Decoding gives its logits to the host, which chooses the next token; an entry point that chooses on the device would leave its token
-//! in a state, and `run` would skip both copies.
+//! Of decoding's results the host takes what it asks for: logits to draw from, or the best token alone.
 
 mod driver;
 mod geometry;
@@ -144,7 +143,7 @@ impl Cuda {
         Ok((2 * TIMES * BYTES, Duration::from_secs_f64(end.since(&start)?)))
     }
 
-    /// Runs an entry; gives its outputs in the order of its ports.
+    /// Runs an entry; gives those of its outputs that are wanted, in the order of its ports.
     pub fn run(
         &self,
         call: &Call,
@@ -282,7 +281,7 @@ impl Cuda {
         Ok(all)
     }
 
-    /// All outputs by one copy, and the wait for it.
+    /// The wanted outputs, by one copy if that is all, and the wait for them.
     fn results(
         &self,
         work: &Work,
@@ -291,6 +290,15 @@ impl Cuda {
         place: &dyn Fn(driver::Failure) -> RuntimeError,
     ) -> Result<Vec<Vec<f32>>, RuntimeError> {
         let from = work.outputs.as_ref().map_or(0, DeviceMemory::address);
+        let mut ports = vec![];
+        for (port, offset) in call.entry.outputs.iter().zip(&layout.outputs) {
+            let n = sizes::elements(&port.shape, &call.values);
+            let bytes = sizes::bytes(port.dtype, &port.shape, &call.values);
+            let (n, bytes) = n.zip(bytes).ok_or_else(|| call.unknown())?;
+            ports.push((port, n as usize, (*offset, bytes)));
+        }
+        let all = ports.len();
+        ports.retain(|(port, ..)| call.wants(&port.name));
         let large;
         let to = match &work.staging {
             Some(staging) if layout.output <= staging.len() => staging.ptr(),
@@ -299,16 +307,18 @@ impl Cuda {
                 large.mut_ptr()
             }
         };
-        if layout.output > 0 {
-            unsafe { self.context.copy_back(to, from, layout.output) }.map_err(place)?;
+        let copies = match ports.len() == all {
+            true => vec![(0, layout.output)],
+            false => ports.iter().map(|(.., bytes)| *bytes).collect(),
+        };
+        for (offset, bytes) in copies.into_iter().filter(|(_, bytes)| *bytes > 0) {
+            unsafe { self.context.copy_back(to.add(offset), from + offset as u64, bytes) }.map_err(place)?;
         }
         self.context.wait().map_err(place)?;
-        let mut results = vec![];
-        for (port, offset) in call.entry.outputs.iter().zip(&layout.outputs) {
-            let n = sizes::elements(&port.shape, &call.values).ok_or_else(|| call.unknown())?;
-            results.push(widened(unsafe { to.add(*offset) }, n as usize, port.dtype));
-        }
-        Ok(results)
+        let results = ports
+            .into_iter()
+            .map(|(port, n, (offset, _))| widened(unsafe { to.add(offset) }, n, port.dtype));
+        Ok(results.collect())
     }
 }
 

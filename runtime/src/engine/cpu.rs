@@ -106,7 +106,7 @@ impl Cpu {
         (pieces.iter().map(|p| p.len()).sum(), start.elapsed())
     }
 
-    /// Runs an entry; gives its outputs in the order of its ports.
+    /// Runs an entry; gives those of its outputs that are wanted, in the order of its ports.
     pub fn run(
         &self,
         call: &Call,
@@ -166,7 +166,12 @@ impl Cpu {
             }
         }
         let mut results = vec![];
-        for (port, memory) in e.outputs.iter().zip(&outputs) {
+        for (port, memory) in e
+            .outputs
+            .iter()
+            .zip(&outputs)
+            .filter(|(port, _)| call.wants(&port.name))
+        {
             let n = sizes::elements(&port.shape, values).ok_or_else(unknown)?;
             results.push(widened(memory.ptr(), n as usize, port.dtype));
         }

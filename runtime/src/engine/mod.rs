@@ -90,9 +90,15 @@ pub(crate) struct Call<'a> {
     pub values: Sizes,
     /// In the order and the types of the entry's ports.
     pub inputs: Vec<Cow<'a, [u8]>>,
+    /// Which of the entry's results the caller looks at; none: all.
+    pub wanted: Option<&'a [&'a str]>,
 }
 
 impl Call<'_> {
+    pub fn wants(&self, result: &str) -> bool {
+        self.wanted.is_none_or(|names| names.contains(&result))
+    }
+
     pub fn failed(&self, reason: String) -> RuntimeError {
         failed(&self.entry.name, reason)
     }
@@ -231,6 +237,24 @@ impl Engine {
         state: Option<&mut State>,
     ) -> Result<HashMap<String, Output>, RuntimeError> {
         let call = self.prepared(entry, sizes, inputs, state.as_deref())?;
+        self.run(call, state)
+    }
+
+    /// As `call`, but only these results come back: the others are neither copied nor widened.
+    pub fn call_for(
+        &self,
+        wanted: &[&str],
+        entry: &str,
+        sizes: &[(&str, i64)],
+        inputs: &[(&str, Input)],
+        state: Option<&mut State>,
+    ) -> Result<HashMap<String, Output>, RuntimeError> {
+        let call = self.prepared(entry, sizes, inputs, state.as_deref())?;
+        let wanted = Some(wanted);
+        self.run(Call { wanted, ..call }, state)
+    }
+
+    fn run(&self, call: Call, state: Option<&mut State>) -> Result<HashMap<String, Output>, RuntimeError> {
         let mut recorder = self.recorder.lock().unwrap_or_else(|p| p.into_inner());
         let data = match (&self.machine, state.as_deref().map(|s| &s.buffers)) {
             (Machine::Cpu(m), None) => m.run(&call, None, &mut recorder)?,
@@ -243,7 +267,8 @@ impl Engine {
             _ => return Err(call.failed("its caches are another device's".to_string())),
         };
         let mut outputs = HashMap::new();
-        for (port, data) in call.entry.outputs.iter().zip(data) {
+        let wanted = call.entry.outputs.iter().filter(|port| call.wants(&port.name));
+        for (port, data) in wanted.zip(data) {
             let shape: Option<Vec<i64>> = port.shape.iter().map(|s| sizes::eval(s, &call.values)).collect();
             let shape = shape.ok_or_else(|| call.unknown())?;
             outputs.insert(port.name.clone(), Output { shape, data });
@@ -270,6 +295,7 @@ impl Engine {
             entry: &self.entries[index],
             values: sizes.iter().map(|(k, v)| (k.to_string(), *v)).collect(),
             inputs: vec![],
+            wanted: None,
         };
         if let Some(s) = state {
             call.values.insert("C".to_string(), s.capacity);

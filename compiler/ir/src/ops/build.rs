@@ -128,6 +128,10 @@ impl Function {
         self.op("reduce_sum", &[x], [("axis", Attr::Int(axis))])
     }
 
+    pub fn arg_max(&mut self, x: ValueId) -> ValueId {
+        self.op("arg_max", &[x], [])
+    }
+
     pub fn reduce_max(&mut self, x: ValueId, axis: i64) -> ValueId {
         self.op("reduce_max", &[x], [("axis", Attr::Int(axis))])
     }

@@ -94,6 +94,7 @@ pub static OPS: &[&OpDef] = &[
     &norm::SCALE_COLUMNS,
     &reduce::REDUCE_SUM,
     &reduce::REDUCE_MAX,
+    &reduce::ARG_MAX,
     &layout::RESHAPE,
     &layout::TRANSPOSE,
     &layout::SLICE,

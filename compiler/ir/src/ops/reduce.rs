@@ -1,4 +1,4 @@
-//! `reduce_sum`, `reduce_max`: one axis becomes 1.
+//! `reduce_sum`, `reduce_max`: one axis becomes 1. `arg_max`: which column is the largest.
 
 use super::*;
 
@@ -56,3 +56,37 @@ pub static REDUCE_MAX: OpDef = reduction(
     |c| fold(c, f64::NEG_INFINITY, f64::max),
     None,
 );
+/// What greedy decoding asks of logits. -1 says that they are no logits, so that nobody need look at them to know.
+pub static ARG_MAX: OpDef = OpDef {
+    name: "arg_max",
+    usage: "x [.., N] f32",
+    attrs: &[],
+    about: "[.., 1] f32: the first column with the row's largest value; -1 where a value is NaN or the largest is infinite",
+    infer: |s| {
+        s.count(1, 1)?;
+        let mut ty = s.is(0, DType::F32)?.clone();
+        match ty.shape.last_mut() {
+            Some(last) => *last = Dim::Const(1),
+            None => return Err(format!("{ty} has no axis")),
+        }
+        Ok(ty)
+    },
+    eval: |c| {
+        let x = c.operands[0];
+        let n = x.shape[x.shape.len() - 1].max(1);
+        let column = |row: &[f64]| {
+            let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sound = max.is_finite() && !row.iter().any(|x| x.is_nan());
+            let first = row.iter().position(|x| *x == max).filter(|_| sound);
+            first.map_or(-1.0, |at| at as f64)
+        };
+        Tensor::new(c.shape, c.dtype, x.data.chunks(n).map(column).collect())
+    },
+    gradient: None,
+    samples: || {
+        vec![
+            sample([t("2,3,11", DType::F32)], []),
+            sample([t("B,1,40", DType::F32)], []),
+        ]
+    },
+};
