@@ -11,6 +11,7 @@
 //!    over another axis, a copy that turns it, a few readers with little to read for it.
 //! 2. `join`: two launches over one space become one launch; what the first stored, the second has at hand.
 //! 3. `epilogue`: an element-wise launch becomes the end of a product of many rows whose result it reads.
+//! 4. `twins`: a product whose result the end of another one of the same rows reads becomes a part of that.
 //!
 //! All only where bytes are saved, and where neither kernel loses how it lies on a GPU: its vectors, and neighbours that are neighbours
 //! in memory. What is done depends on what stands near, so that equal layers stay equal.
@@ -24,6 +25,7 @@ mod space;
 mod steps;
 #[cfg(test)]
 mod tests;
+mod twins;
 
 use ir::Size;
 use ir::plan::{Access, Kernel, Plan};
@@ -45,6 +47,7 @@ pub fn merge(plan: &mut Plan) {
     inline::inline(&mut steps);
     join::join(&mut steps);
     epilogue::append(&mut steps);
+    twins::twin(&mut steps);
     if steps.list.len() < count {
         steps.into_plan(plan);
     }
