@@ -12,6 +12,7 @@
 //! 2. `join`: two launches over one space become one launch; what the first stored, the second has at hand.
 //! 3. `epilogue`: an element-wise launch becomes the end of a product of many rows whose result it reads.
 //! 4. `twins`: a product whose result the end of another one of the same rows reads becomes a part of that.
+//! 5. `rounded`: what products round as they read it is stored rounded.
 //!
 //! All only where bytes are saved, and where neither kernel loses how it lies on a GPU: its vectors, and neighbours that are neighbours
 //! in memory. What is done depends on what stands near, so that equal layers stay equal.
@@ -21,6 +22,7 @@ mod epilogue;
 mod inline;
 mod join;
 mod pair;
+mod rounded;
 mod space;
 mod steps;
 #[cfg(test)]
@@ -48,7 +50,8 @@ pub fn merge(plan: &mut Plan) {
     join::join(&mut steps);
     epilogue::append(&mut steps);
     twins::twin(&mut steps);
-    if steps.list.len() < count {
+    let stored = rounded::store(&mut steps);
+    if stored || steps.list.len() < count {
         steps.into_plan(plan);
     }
 }
