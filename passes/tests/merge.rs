@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use ir::plan::{BufferKind, Expr, Kernel, Plan, Unary, eval, verify::verify};
+use ir::plan::{BufferKind, Contraction, Expr, Kernel, Plan, Rhs, Unary, eval, verify::verify};
 use ir::testing::Rng;
 use ir::{DType, Module, Sizes};
 use model::Config;
@@ -20,8 +20,8 @@ fn config(sizes: [i64; 7]) -> Config {
     Config::from_values(Path::new("."), json, None).unwrap()
 }
 
-/// The graph of a training step, after the fused program's passes.
-fn train_step(config: &Config, batch: usize, context: usize, dtype: DType, memory: u64) -> Module {
+/// The graph of a training step, after the fused program's passes. `trained`: a part of the names of what is.
+fn train_step(config: &Config, batch: usize, context: usize, dtype: DType, memory: u64, trained: &str) -> Module {
     let options = Options {
         dtype,
         embedding: dtype,
@@ -31,7 +31,7 @@ fn train_step(config: &Config, batch: usize, context: usize, dtype: DType, memor
     let objective = Objective {
         batch,
         context,
-        wanted: &|_| true,
+        wanted: &|name| name.contains(trained),
         memory,
         logits: LOGITS,
         rewrite: &|module| program.forward(module).map_err(|e| e.to_string()),
@@ -43,9 +43,10 @@ fn train_step(config: &Config, batch: usize, context: usize, dtype: DType, memor
     module
 }
 
-fn plan(module: &Module, merged: bool) -> Plan {
+fn plan(module: &Module, merged: bool, panels: bool) -> Plan {
     let scheduling = Scheduling {
         merged,
+        panels,
         ..Scheduling::FUSED
     };
     let plan = passes::schedule(module, "train_step", &scheduling).unwrap();
@@ -104,19 +105,34 @@ fn blends_in_the_sweep(plan: &Plan) -> bool {
     sweeps.any(|k| is(k, sigmoid) && is(k, mass))
 }
 
+/// Products of two right sides, and those that round rows of f32 as they read them.
+fn doubles_and_rounding(plan: &Plan) -> (usize, usize) {
+    let of = |is: &dyn Fn(&Kernel, &Contraction) -> bool| {
+        let is = |k: &&Kernel| k.contraction.as_ref().is_some_and(|c| is(k, c));
+        plan.kernels.iter().filter(is).count()
+    };
+    let type_of = |k: &Kernel, arg: usize| k.args[arg].dtype;
+    let rounds = |k: &Kernel, c: &Contraction| match c.b {
+        Rhs::Packed { arg } => (type_of(k, c.a.arg), type_of(k, arg)) == (DType::F32, DType::BF16),
+        _ => false,
+    };
+    (of(&|_, c| c.also.is_some()), of(&rounds))
+}
+
 #[test]
 fn a_merged_training_step_means_the_same() {
     let vocab = 13;
     let config = config([vocab, 8, 2, 4, 2, 4, 12]);
-    for (context, dtype, memory, tolerance) in [
-        (5, DType::F32, u64::MAX, 1e-5),
-        (5, DType::F32, 0, 1e-5),
-        (5, DType::BF16, 0, 3e-2),
-        // So many rows that a product ends with what its readers did.
-        (128, DType::F32, 0, 1e-5),
+    for (context, dtype, memory, trained, panels, tolerance) in [
+        (5, DType::F32, u64::MAX, "", true, 1e-5),
+        (5, DType::F32, 0, "", true, 1e-5),
+        (5, DType::BF16, 0, "", true, 3e-2),
+        // So many rows that a product ends with what its readers did, and that rows are stored rounded.
+        (128, DType::F32, 0, "", false, 1e-5),
+        (128, DType::BF16, u64::MAX, "gate_projections", true, 3e-2),
     ] {
-        let module = train_step(&config, 2, context, dtype, memory);
-        let (apart, merged) = (plan(&module, false), plan(&module, true));
+        let module = train_step(&config, 2, context, dtype, memory, trained);
+        let (apart, merged) = (plan(&module, false, panels), plan(&module, true, panels));
         let (wanted, found) = (step(&apart, vocab), step(&merged, vocab));
         assert_eq!(wanted.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>());
         for (name, x) in &wanted {
@@ -136,6 +152,9 @@ fn a_merged_training_step_means_the_same() {
         assert!(merged.launches.len() * 4 < apart.launches.len() * 3);
         assert_eq!(ends_with_swiglu(&merged), context == 128, "{merged}");
         assert!(blends_in_the_sweep(&merged) && !blends_in_the_sweep(&apart), "{merged}");
+        let (doubles, rounding) = doubles_and_rounding(&merged);
+        assert_eq!((doubles > 0, rounding), (context == 128, 0), "{merged}");
+        assert_eq!(doubles_and_rounding(&apart).1 > 0, !trained.is_empty(), "{apart}");
     }
 }
 
@@ -144,7 +163,7 @@ fn a_merged_training_step_means_the_same() {
 fn layers_still_share_their_kernels() {
     let plan_of = |layers: i64| {
         let config = config([1000, 1024, layers, 16, 8, 128, 3072]);
-        plan(&train_step(&config, 4, 512, DType::BF16, 0), true)
+        plan(&train_step(&config, 4, 512, DType::BF16, 0, ""), true, true)
     };
     let (few, many) = (plan_of(4), plan_of(6));
     assert_eq!(few.kernels.len(), many.kernels.len());

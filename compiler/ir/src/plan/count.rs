@@ -88,13 +88,14 @@ impl Kernel {
         if let Some(c) = &self.contraction {
             let k = of(&c.k)?;
             let batch: f64 = outer[..c.batch].iter().product();
-            let weights = if c.also.is_some() { 2.0 } else { 1.0 };
-            work.products += 2.0 * weights * rows * cols * k;
             work.bytes += elements(&c.a, k) * bytes(c.a.arg);
-            work.bytes += match &c.b {
-                Rhs::Packed { arg } => weights * cols * k * bytes(*arg),
-                Rhs::KContiguous { arg, .. } | Rhs::NContiguous { arg, .. } => batch * cols * k * bytes(*arg),
-            };
+            for b in c.rights() {
+                work.products += 2.0 * rows * cols * k;
+                work.bytes += match b {
+                    Rhs::Packed { arg } => cols * k * bytes(*arg),
+                    Rhs::KContiguous { arg, .. } | Rhs::NContiguous { arg, .. } => batch * cols * k * bytes(*arg),
+                };
+            }
         }
         if let Some(s) = &self.sweep {
             let batch: f64 = outer[..s.batch].iter().product();

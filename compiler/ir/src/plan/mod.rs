@@ -136,7 +136,7 @@ pub enum Expr {
     Reduced(usize),
     /// The contraction's value.
     Acc,
-    /// The value of the contraction's second weight.
+    /// The contraction's value with its second right side.
     AccAlso,
     /// The sum over k of the squares of the contraction's row of a, before a is rounded: what a norm that moved past the product needs.
     RowSquares,
@@ -231,7 +231,8 @@ pub struct Contraction {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub packed_a: bool,
     pub b: Rhs,
-    /// A second weight of the same shape, multiplied by the same rows while they are there; `Expr::AccAlso`. Packed, as b is then.
+    /// A second right side of the same shape, multiplied by the same rows while they are there; `Expr::AccAlso`. Packed, as b is then, or
+    /// both with k contiguous: that is for GPUs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub also: Option<Rhs>,
 }
@@ -252,6 +253,13 @@ pub enum Rhs {
         offset: Size,
         strides: Vec<Size>,
     },
+}
+
+impl Contraction {
+    /// One right side, or two.
+    pub fn rights(&self) -> impl Iterator<Item = &Rhs> {
+        std::iter::once(&self.b).chain(&self.also)
+    }
 }
 
 fn is_zero(n: &usize) -> bool {

@@ -83,10 +83,7 @@ impl Display for WeightRecipe {
 
 impl Display for Kernel {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let rights = self
-            .contraction
-            .iter()
-            .flat_map(|c| std::iter::once(&c.b).chain(&c.also));
+        let rights = self.contraction.iter().flat_map(|c| c.rights());
         let mut packed: Vec<usize> = rights
             .filter_map(|b| match b {
                 Rhs::Packed { arg } => Some(*arg),
@@ -122,15 +119,13 @@ impl Display for Kernel {
         };
         if let Some(c) = &self.contraction {
             let a = body.access(&c.a, "k");
-            let b = match &c.b {
-                Rhs::Packed { arg } => format!("a{arg}[j, k]"),
-                Rhs::KContiguous { arg, offset, strides } => body.rhs(*arg, offset, strides, "j", "k"),
-                Rhs::NContiguous { arg, offset, strides } => body.rhs(*arg, offset, strides, "k", "j"),
-            };
-            body.lines.push(format!("acc = sum over k in {} of {a} * {b}", c.k));
-            if let Some(Rhs::Packed { arg }) = &c.also {
-                body.lines
-                    .push(format!("also = sum over k in {} of {a} * a{arg}[j, k]", c.k));
+            for (name, b) in ["acc", "also"].into_iter().zip(c.rights()) {
+                let b = match b {
+                    Rhs::Packed { arg } => format!("a{arg}[j, k]"),
+                    Rhs::KContiguous { arg, offset, strides } => body.rhs(*arg, offset, strides, "j", "k"),
+                    Rhs::NContiguous { arg, offset, strides } => body.rhs(*arg, offset, strides, "k", "j"),
+                };
+                body.lines.push(format!("{name} = sum over k in {} of {a} * {b}", c.k));
             }
             if self.exprs.contains(&Expr::RowSquares) {
                 body.lines.push(format!("squares = sum over k in {} of {a} * {a}", c.k));

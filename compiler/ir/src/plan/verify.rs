@@ -217,23 +217,27 @@ pub fn verify_kernel(kernel: &Kernel) -> Vec<PlanError> {
         if c.packed_a && (c.batch > 0 || !matches!(c.b, Rhs::Packed { .. })) {
             check.fail("a packed left side beside what is not packed".to_string());
         }
-        if let Some(also) = &c.also {
-            match (also, &c.b) {
-                (Rhs::Packed { arg }, Rhs::Packed { .. }) => check.arg(*arg, Some(false), "the second weight"),
-                _ => check.fail("a second right side beside what is no weight".to_string()),
-            }
+        let alike = |also: &Rhs| match &c.b {
+            Rhs::Packed { .. } => matches!(also, Rhs::Packed { .. }),
+            Rhs::KContiguous { .. } => matches!(also, Rhs::KContiguous { .. }),
+            Rhs::NContiguous { .. } => false,
+        };
+        if c.also.as_ref().is_some_and(|also| !alike(also)) {
+            check.fail("a second right side that does not lie as the first".to_string());
         }
-        match &c.b {
-            Rhs::Packed { arg } => check.arg(*arg, Some(false), "the packed weight"),
-            Rhs::KContiguous { arg, strides, .. } | Rhs::NContiguous { arg, strides, .. } => {
-                check.arg(*arg, Some(false), "the contraction's right side");
-                if strides.len() != c.batch + 1 {
-                    let message = format!(
-                        "the right side has {} strides for {} batch dimensions",
-                        strides.len(),
-                        c.batch
-                    );
-                    check.fail(message);
+        for b in c.rights() {
+            match b {
+                Rhs::Packed { arg } => check.arg(*arg, Some(false), "the packed weight"),
+                Rhs::KContiguous { arg, strides, .. } | Rhs::NContiguous { arg, strides, .. } => {
+                    check.arg(*arg, Some(false), "the contraction's right side");
+                    if strides.len() != c.batch + 1 {
+                        let message = format!(
+                            "the right side has {} strides for {} batch dimensions",
+                            strides.len(),
+                            c.batch
+                        );
+                        check.fail(message);
+                    }
                 }
             }
         }
@@ -412,7 +416,7 @@ impl Check<'_> {
                 self.fail(format!("{what} is RowSquares without a contraction by a weight"));
             }
             Expr::AccAlso if self.kernel.contraction.as_ref().is_none_or(|c| c.also.is_none()) => {
-                self.fail(format!("{what} is AccAlso without a second weight"));
+                self.fail(format!("{what} is AccAlso without a second right side"));
             }
             Expr::Swept(p) | Expr::Lse(p) if self.kernel.sweep.as_ref().is_none_or(|s| *p >= s.segments.len()) => {
                 self.fail(format!("{what} is segment {p} of a sweep that has none such"));

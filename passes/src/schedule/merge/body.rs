@@ -96,7 +96,7 @@ pub fn contracted(body: &Kernel) -> BTreeSet<usize> {
     let Some(c) = &body.contraction else {
         return BTreeSet::new();
     };
-    let rights = std::iter::once(&c.b).chain(&c.also).map(|b| match b {
+    let rights = c.rights().map(|b| match b {
         Rhs::Packed { arg } | Rhs::KContiguous { arg, .. } | Rhs::NContiguous { arg, .. } => *arg,
     });
     rights.chain([c.a.arg]).collect()

@@ -61,11 +61,15 @@ fn pair(steps: &mut Steps, i: usize, j: usize) -> Option<()> {
 }
 
 /// Many rows and columns, all known, one product of them, and nothing that its columns are reduced to.
-fn takes_epilogue(product: &Kernel) -> bool {
+pub fn takes_epilogue(product: &Kernel) -> bool {
     let Some(c) = &product.contraction else { return false };
-    let known = |n: &Size, least: i64| n.as_const().is_some_and(|n| n >= least);
-    let rows = known(&Size::product(&product.outer), ROWS);
-    rows && known(&product.cols, 2) && is_plain(c) && !product.reduces() && !product.exprs.contains(&Expr::RowSquares)
+    let columns = product.cols.as_const().is_some_and(|n| n >= 2);
+    has_many_rows(product) && columns && is_plain(c) && !product.reduces() && !product.exprs.contains(&Expr::RowSquares)
+}
+
+pub fn has_many_rows(product: &Kernel) -> bool {
+    let rows = Size::product(&product.outer);
+    rows.as_const().is_some_and(|n| n >= ROWS)
 }
 
 fn is_plain(c: &Contraction) -> bool {
@@ -98,7 +102,7 @@ fn joined(steps: &Steps, first: &Step, second: &Step, product: &Kernel, map: &Ke
 }
 
 /// Does the product still load and store little, in vectors as wide as before?
-fn is_fit(product: &Kernel, merged: &Kernel) -> bool {
+pub fn is_fit(product: &Kernel, merged: &Kernel) -> bool {
     let few = loads(merged).count() <= LOADS && stores(merged).count() <= STORES;
     few && merged.allows_lanes(product.lanes().max(2))
 }

@@ -12,6 +12,8 @@
 //! 2. `join`: two launches over one space become one launch; what the first stored, the second has at hand.
 //! 3. `epilogue`: an element-wise launch becomes the end of a product of many rows whose result it reads.
 //! 4. `sweeps`: what blends the means of a sweep becomes its end.
+//! 5. `twins`: a product whose result the end of another one of the same rows reads becomes a part of that.
+//! 6. `rounded`: what products round as they read it is stored rounded.
 //!
 //! All only where bytes are saved, and where neither kernel loses how it lies on a GPU: its vectors, and neighbours that are neighbours
 //! in memory. What is done depends on what stands near, so that equal layers stay equal.
@@ -21,11 +23,13 @@ mod epilogue;
 mod inline;
 mod join;
 mod pair;
+mod rounded;
 mod space;
 mod steps;
 mod sweeps;
 #[cfg(test)]
 mod tests;
+mod twins;
 
 use ir::Size;
 use ir::plan::{Access, Kernel, Plan};
@@ -48,7 +52,9 @@ pub fn merge(plan: &mut Plan) {
     join::join(&mut steps);
     epilogue::append(&mut steps);
     sweeps::append(&mut steps);
-    if steps.list.len() < count {
+    twins::twin(&mut steps);
+    let stored = rounded::store(&mut steps);
+    if stored || steps.list.len() < count {
         steps.into_plan(plan);
     }
 }

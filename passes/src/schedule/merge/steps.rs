@@ -3,8 +3,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
-use ir::Sizes;
 use ir::plan::{Buffer, BufferKind, Expr, Kernel, Launch, Plan};
+use ir::{DType, Sizes};
 
 use super::body::{close, open, reads, writes};
 use crate::schedule::slots::typical;
@@ -30,6 +30,13 @@ pub struct Step {
 pub struct Cost {
     pub bytes: f64,
     pub scalars: f64,
+}
+
+impl Step {
+    /// What may merge: a product or not.
+    pub fn kernel(&self) -> Option<&Rc<Kernel>> {
+        self.body.as_ref().or(self.product.as_ref()).or(self.sweep.as_ref())
+    }
 }
 
 pub struct Steps {
@@ -68,7 +75,7 @@ impl Steps {
         });
         let step = body.and_then(|body| self.step(body)).unwrap_or_default();
         let launch = Some(launch.clone());
-        if step.body.is_some() || step.sweep.is_some() {
+        if step.kernel().is_some() {
             return Step { launch, ..step };
         }
         let args = || kernel.args.iter().zip(launch.iter().flat_map(|l| &l.args));
@@ -99,6 +106,19 @@ impl Steps {
                 scalars: work.scalars,
             },
         })
+    }
+
+    /// A buffer of another type for the same elements.
+    pub fn temporary_like(&mut self, buffer: usize, dtype: DType) -> usize {
+        self.buffers.push(Buffer {
+            name: format!("t{}", self.buffers.len()),
+            dtype,
+            kind: BufferKind::Temp { slot: 0 },
+            ..self.buffers[buffer].clone()
+        });
+        self.readers.push(0);
+        self.writers.push(0);
+        self.buffers.len() - 1
     }
 
     fn count(&mut self, step: &Step, more: bool) {
@@ -147,9 +167,9 @@ impl Steps {
         let mut named: HashMap<String, usize> = HashMap::new();
         plan.kernels.clear();
         plan.launches.clear();
+        plan.buffers.clone_from(&self.buffers);
         for step in &self.list {
-            let body = [&step.body, &step.product, &step.sweep].into_iter().flatten().next();
-            let (mut kernel, args) = match (&step.launch, body) {
+            let (mut kernel, args) = match (&step.launch, step.kernel()) {
                 (Some(launch), _) => (self.kernels[launch.kernel].clone(), launch.args.clone()),
                 (None, Some(body)) => close(body, &self.buffers),
                 (None, None) => unreachable!("a step is scheduled or merged"),

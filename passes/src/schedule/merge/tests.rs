@@ -11,6 +11,8 @@ use super::super::view::View;
 use super::merge;
 
 mod epilogue;
+mod rounded;
+mod twins;
 
 use DType::{BF16, F32, I32};
 

@@ -56,17 +56,17 @@ fn column_of(rows: &View, n: i64) -> View {
     }
 }
 
-/// The last of two products ends with what is made of both; the rows of the other are two dimensions.
+/// The last of two products ends with what is made of both; the rows of the other are others, and two dimensions.
 #[test]
 fn a_chain_of_two_products_ends_the_last() {
     for dtype in [F32, BF16] {
         let mut h = Hand::new();
         let (a, b) = h.matrices(ROWS);
-        let c = h.input("c", &[COLS, K]);
+        let (c, d) = (h.input("c", &[COLS, K]), h.input("d", &[ROWS, K]));
         let [gate, up] = ["gate", "up"].map(|n| h.temporary(n, dtype, &[ROWS, COLS]));
         let out = h.buffer("out", BF16, &[4, 64, COLS], BufferKind::Output("out".to_string()));
         h.product(&gate, &a, &b);
-        h.product(&up, &a, &c);
+        h.product(&up, &d, &c);
         let [gate, up] = [gate, up].map(|v| v.reshaped(&out.shape).unwrap());
         h.map(&out, &[&gate, &up], silu_times);
         let plan = h.merged();
