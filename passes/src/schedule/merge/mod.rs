@@ -12,11 +12,14 @@
 //! 2. `join`: two launches over one space become one launch; what the first stored, the second has at hand.
 //! 3. `epilogue`: an element-wise launch becomes the end of a product of many rows whose result it reads.
 //!
+//! Where one of two walks whole rows and the other halves of them, as a rotation by positions does, both walk halves then (`halves`).
+//!
 //! All only where bytes are saved, and where neither kernel loses how it lies on a GPU: its vectors, and neighbours that are neighbours
 //! in memory. What is done depends on what stands near, so that equal layers stay equal.
 
 mod body;
 mod epilogue;
+mod halves;
 mod inline;
 mod join;
 mod pair;

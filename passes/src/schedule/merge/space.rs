@@ -87,6 +87,27 @@ pub fn onto(leader: (&Kernel, &Access), map: (&Kernel, &Access)) -> Option<Kerne
     Some(kernel)
 }
 
+/// The kernel and its access with a dimension as two, the inner one of so many positions. `None` where it needs its columns as they are.
+pub fn split((kernel, access): (&Kernel, &Access), dim: usize, inner: &Size) -> Option<(Kernel, Access)> {
+    let mut dims = vec![];
+    for (d, size) in kernel.outer.iter().chain([&kernel.cols]).enumerate() {
+        let mut part = |size: Size, step: Size| {
+            dims.push(Dim {
+                size,
+                of: [Some((d, step)), None],
+            });
+        };
+        if d == dim {
+            part(quotient(size, inner)?, inner.clone());
+            part(inner.clone(), Size::one());
+        } else {
+            part(size.clone(), Size::one());
+        }
+    }
+    let loses_columns = dim == kernel.outer.len() && needs_columns(kernel);
+    (!loses_columns).then(|| (over(kernel, &dims, 0), access_over(access, &dims, 0)))
+}
+
 /// The stride along a dimension of the first kernel, from those along its parts.
 fn whole(strides: &[Size], dims: &[Dim], dim: usize) -> Option<Size> {
     let parts = dims.iter().zip(strides);

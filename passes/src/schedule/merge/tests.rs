@@ -11,6 +11,7 @@ use super::super::view::View;
 use super::merge;
 
 mod epilogue;
+mod halves;
 
 use DType::{BF16, F32, I32};
 
