@@ -30,7 +30,7 @@ fn count_stores(kernel: &Kernel) -> usize {
     kernel.stages.len() - count_reductions(kernel)
 }
 
-/// Heads and tokens, rotated back, through a norm, to tokens and heads, whose rows then lie one behind the other.
+/// Heads and tokens, rotated, through a norm's backward, to tokens and heads. The last reader has all heads' columns for one row.
 #[test]
 fn a_rotation_between_whole_rows_is_one_kernel_over_halves() {
     let mut h = Hand::new();
@@ -38,11 +38,15 @@ fn a_rotation_between_whole_rows_is_one_kernel_over_halves() {
     let x = h.input("x", &[2, 16, 4, 64]);
     let [t, r] = ["t", "r"].map(|n| h.temporary(n, F32, &[2, 4, 16, 64]));
     let u = h.temporary("u", F32, &[2, 16, 4, 64]);
-    let out = h.buffer("out", BF16, &[2, 16, 256], BufferKind::Output("out".to_string()));
+    let out = h.output("out", &[2, 16, 256]);
     h.map(&t, &[&d, &w], times);
     h.rotate(&r, &t);
     h.map(&u, &[&r.transposed(&[0, 2, 1, 3]), &x], norm_backward);
-    h.map(&out, &[&u.reshaped(&out.shape).unwrap()], |_, x| x[0]);
+    h.map(&out, &[&u.reshaped(&out.shape).unwrap()], |k, x| {
+        let column = k.index(2);
+        let column = k.unary(Unary::ToFloat, column);
+        times(k, &[x[0], column])
+    });
     let plan = h.merged();
     let kernel = only(&plan);
     assert_eq!(kernel.cols.as_const(), Some(32), "{plan}");
