@@ -147,29 +147,11 @@ impl Exprs {
     ) -> Vec<ExprId> {
         let mut now: Vec<ExprId> = vec![];
         for expr in exprs {
-            let expr = with_operands(expr, &now);
+            let expr = expr.with_operands(&now);
             let id = replace(self, &expr).unwrap_or_else(|| self.add(expr));
             now.push(id);
         }
         now
-    }
-}
-
-/// The expression with its operands where `now` says they are.
-fn with_operands(expr: &Expr, now: &[ExprId]) -> Expr {
-    match expr {
-        Expr::Load(a) => Expr::Load(moved(a, now)),
-        Expr::Unary(op, a) => Expr::Unary(*op, now[*a]),
-        Expr::Binary(op, a, b) => Expr::Binary(*op, now[*a], now[*b]),
-        Expr::Select(c, a, b) => Expr::Select(now[*c], now[*a], now[*b]),
-        leaf => leaf.clone(),
-    }
-}
-
-fn moved(a: &Access, now: &[ExprId]) -> Access {
-    Access {
-        indirect: a.indirect.as_ref().map(|(e, s)| (now[*e], s.clone())),
-        ..a.clone()
     }
 }
 
@@ -184,21 +166,6 @@ pub fn with_exprs(body: &Kernel, exprs: Exprs, now: &[ExprId], stages: Vec<Stage
         stages,
         sweep,
         ..body.clone()
-    }
-}
-
-/// The stage with its expressions where `now` says they are.
-pub fn stage_at(stage: &Stage, now: &[ExprId]) -> Stage {
-    match stage {
-        Stage::Reduce { op, value } => Stage::Reduce {
-            op: *op,
-            value: now[*value],
-        },
-        Stage::Store { to, value, when } => Stage::Store {
-            to: moved(to, now),
-            value: now[*value],
-            when: when.map(|w| now[w]),
-        },
     }
 }
 
@@ -251,11 +218,11 @@ fn pruned(body: &Kernel, order: &[usize]) -> Kernel {
                 let at = order.iter().position(|o| o == s);
                 Expr::Reduced(at.expect("a reduction that is needed stays"))
             }
-            other => with_operands(other, &now),
+            other => other.with_operands(&now),
         };
         now[e] = exprs.add(expr);
     }
-    let stages = order.iter().map(|s| stage_at(&body.stages[*s], &now)).collect();
+    let stages = order.iter().map(|s| body.stages[*s].with_operands(&now)).collect();
     with_exprs(body, exprs, &now, stages)
 }
 

@@ -9,6 +9,8 @@ use super::{NEAR, is_good};
 
 /// Scalar operations that a byte less is worth.
 const WORTH: f64 = 2.0;
+/// Memory that may live longer for each byte that no longer does: a row's numbers beside the rows do not count.
+const LONGER: f64 = 1.0 + 1.0 / 16.0;
 
 pub fn inline(steps: &mut Steps) {
     let mut at = 0;
@@ -53,15 +55,13 @@ fn readers_with(steps: &Steps, at: usize) -> Option<Vec<(usize, Step)>> {
     (all && pays && keeps_inputs(steps, at, last) && is_no_heavier(steps, at, last, value)).then_some(new)
 }
 
-/// The buffer of an element-wise kernel's one value. Look-ups stay where they are.
+/// The buffer of an element-wise kernel's one value, which it may store in halves. Look-ups stay where they are.
 fn only_value(kernel: &Kernel) -> Option<usize> {
-    let [Stage::Store { to, when: None, .. }] = &kernel.stages[..] else {
-        return None;
-    };
-    let plain = |e: &Expr| !matches!(e, Expr::Load(a) if a.indirect.is_some() || a.arg == to.arg);
-    let direct = to.indirect.is_none() && kernel.exprs.iter().all(plain);
-    let (store, ..) = stores(kernel).next()?;
-    direct.then_some(store.arg)
+    let (first, ..) = stores(kernel).next()?;
+    let stored =
+        |s: &Stage| matches!(s, Stage::Store { to, when: None, .. } if to.arg == first.arg && to.indirect.is_none());
+    let plain = |e: &Expr| !matches!(e, Expr::Load(a) if a.indirect.is_some() || a.arg == first.arg);
+    (kernel.stages.iter().all(stored) && kernel.exprs.iter().all(plain)).then_some(first.arg)
 }
 
 /// Is what step `at` reads still there for the last reader?
@@ -77,5 +77,5 @@ fn is_no_heavier(steps: &Steps, at: usize, last: usize, value: usize) -> bool {
         .reads
         .iter()
         .filter(|b| steps.is_temporary(**b) && !lives(b));
-    last - at <= NEAR || longer.map(|b| steps.bytes(*b)).sum::<f64>() <= steps.bytes(value)
+    last - at <= NEAR || longer.map(|b| steps.bytes(*b)).sum::<f64>() <= LONGER * steps.bytes(value)
 }

@@ -8,7 +8,7 @@ use ir::plan::{Access, Kernel};
 use super::body::{finish, loads, stores};
 use super::pair::together;
 use super::steps::{Step, Steps};
-use super::{NEAR, is_dead, is_good, space};
+use super::{NEAR, halves, is_dead, is_good, space};
 
 /// How far back a launch looks for another.
 pub const WINDOW: usize = 64;
@@ -80,7 +80,8 @@ fn joined(
     (a, b): (&Rc<Kernel>, &Rc<Kernel>),
     (x, y): &(Access, Access),
 ) -> Option<(Step, f64)> {
-    let (a_now, b_now) = space::joined((a, x), (b, y))?;
+    let (x, y) = ((&**a, x), (&**b, y));
+    let (a_now, b_now) = space::joined(x, y).or_else(|| halves::met(x, y, space::joined))?;
     let dead = |buffer: usize| is_dead(steps, &[first, second], buffer);
     let body = finish(together(&a_now, &b_now, &steps.buffers)?, dead)?;
     if !is_good(steps, &[(a, &a_now), (b, &b_now)], &body) {

@@ -15,11 +15,14 @@
 //! 5. `twins`: a product whose result the end of another one of the same rows reads becomes a part of that.
 //! 6. `rounded`: what products round as they read it is stored rounded.
 //!
+//! Where one of two walks whole rows and the other halves of them, as a rotation by positions does, both walk halves then (`halves`).
+//!
 //! All only where bytes are saved, and where neither kernel loses how it lies on a GPU: its vectors, and neighbours that are neighbours
 //! in memory. What is done depends on what stands near, so that equal layers stay equal.
 
 mod body;
 mod epilogue;
+mod halves;
 mod inline;
 mod join;
 mod pair;

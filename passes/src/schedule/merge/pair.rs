@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use ir::plan::{Access, Buffer, Expr, ExprId, Kernel, Stage};
 
-use super::body::{Exprs, loads, reads, rounded, stage_at, stores, with_exprs, writes};
-use super::space;
+use super::body::{Exprs, loads, reads, rounded, stores, with_exprs, writes};
+use super::{halves, space};
 
 /// Names are symbols of object code too.
 const NAME: usize = 40;
@@ -37,8 +37,10 @@ pub fn together(first: &Kernel, second: &Kernel, buffers: &[Buffer]) -> Option<K
         Expr::Reduced(s) => Some(exprs.add(Expr::Reduced(s + offset))),
         _ => None,
     });
-    let stages = first.stages.iter().map(|s| stage_at(s, &now));
-    let stages = stages.chain(second.stages.iter().map(|s| stage_at(s, &then))).collect();
+    let stages = first.stages.iter().map(|s| s.with_operands(&now));
+    let stages = stages
+        .chain(second.stages.iter().map(|s| s.with_operands(&then)))
+        .collect();
     let joined = Kernel {
         name: name(&first.name, &second.name),
         ..with_exprs(first, exprs, &now, stages)
@@ -47,7 +49,7 @@ pub fn together(first: &Kernel, second: &Kernel, buffers: &[Buffer]) -> Option<K
 }
 
 /// A reduction that stands there twice is done once.
-fn once(mut kernel: Kernel) -> Kernel {
+pub fn once(mut kernel: Kernel) -> Kernel {
     for s in 0..kernel.stages.len() {
         let first = kernel.stages.iter().position(|other| *other == kernel.stages[s]);
         let first = first.expect("it is there itself");
@@ -58,21 +60,20 @@ fn once(mut kernel: Kernel) -> Kernel {
         let now = exprs.copy(&kernel.exprs, |exprs, e| {
             (*e == Expr::Reduced(s)).then(|| exprs.add(Expr::Reduced(first)))
         });
-        let stages = kernel.stages.iter().map(|stage| stage_at(stage, &now)).collect();
+        let stages = kernel.stages.iter().map(|stage| stage.with_operands(&now)).collect();
         kernel = with_exprs(&kernel, exprs, &now, stages);
     }
     kernel
 }
 
-/// `reader` with the value of `producer`, whose one stage stores it, wherever it loaded it.
+/// `reader` with the value of `producer`, whose stages all store it, wherever it loaded it.
 pub fn inlined(producer: &Kernel, mut reader: Kernel, buffers: &[Buffer]) -> Option<Kernel> {
-    let (to, ..) = stores(producer).next()?;
-    let to = to.clone();
-    while reads(&reader).contains(&to.arg) {
-        let load = loads(&reader).find(|a| a.arg == to.arg)?.clone();
-        let (inner, outer) = space::within((producer, &to), (&reader, &load))?;
-        let left = |k: &Kernel| loads(k).filter(|a| a.arg == to.arg).count();
-        let before = left(&reader);
+    let value = *writes(producer).first()?;
+    while reads(&reader).contains(&value) {
+        let load = loads(&reader).find(|a| a.arg == value)?.clone();
+        let (inner, outer) = at_load(producer, &reader, &load)?;
+        let left = |k: &Kernel| loads(k).filter(|a| a.arg == value).count();
+        let before = left(&outer);
         reader = with_value(&inner, &outer, buffers)?;
         if left(&reader) == before {
             return None;
@@ -82,16 +83,33 @@ pub fn inlined(producer: &Kernel, mut reader: Kernel, buffers: &[Buffer]) -> Opt
     Some(reader)
 }
 
+/// The producer of what `reader` loads there in the reader's space, halves of rows beside halves.
+fn at_load(producer: &Kernel, reader: &Kernel, load: &Access) -> Option<(Kernel, Kernel)> {
+    let within = |producer: &Kernel, reader: (&Kernel, &Access)| {
+        stores(producer).find_map(|(to, ..)| space::within((producer, to), reader))
+    };
+    within(producer, (reader, load)).or_else(|| {
+        let (to, ..) = stores(producer).next()?;
+        halves::met((producer, to), (reader, load), |(producer, _), reader| {
+            within(producer, reader)
+        })
+    })
+}
+
+/// Both are over one space.
 fn with_value(producer: &Kernel, reader: &Kernel, buffers: &[Buffer]) -> Option<Kernel> {
-    let (to, value, _) = stores(producer).next()?;
     let mut exprs = Exprs::default();
     let now = exprs.copy(&producer.exprs, |_, _| None);
-    let value = rounded(&mut exprs, now[value], buffers[to.arg].dtype)?;
+    let mut stored: HashMap<Access, ExprId> = HashMap::new();
+    for (to, value, _) in stores(producer) {
+        let value = rounded(&mut exprs, now[value], buffers[to.arg].dtype)?;
+        stored.insert(to.clone(), value);
+    }
     let now = exprs.copy(&reader.exprs, |_, e| match e {
-        Expr::Load(a) if a == to => Some(value),
+        Expr::Load(a) => stored.get(a).copied(),
         _ => None,
     });
-    let stages = reader.stages.iter().map(|s| stage_at(s, &now)).collect();
+    let stages = reader.stages.iter().map(|s| s.with_operands(&now)).collect();
     Some(Kernel {
         exprs: exprs.list,
         stages,

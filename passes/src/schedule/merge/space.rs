@@ -5,7 +5,7 @@ use ir::Size;
 use ir::plan::{Access, Binary, Expr, ExprId, Kernel, Stage};
 
 use super::super::slots::typical;
-use super::body::{Exprs, accesses, stage_at, stores};
+use super::body::{Exprs, accesses, stores};
 
 /// A dimension of the common space.
 struct Dim {
@@ -85,6 +85,27 @@ pub fn onto(leader: (&Kernel, &Access), map: (&Kernel, &Access)) -> Option<Kerne
     kernel.outer = leader.0.outer.clone();
     kernel.cols = leader.0.cols.clone();
     Some(kernel)
+}
+
+/// The kernel and its access with a dimension as two, the inner one of so many positions. `None` where it needs its columns as they are.
+pub fn split((kernel, access): (&Kernel, &Access), dim: usize, inner: &Size) -> Option<(Kernel, Access)> {
+    let mut dims = vec![];
+    for (d, size) in kernel.outer.iter().chain([&kernel.cols]).enumerate() {
+        let mut part = |size: Size, step: Size| {
+            dims.push(Dim {
+                size,
+                of: [Some((d, step)), None],
+            });
+        };
+        if d == dim {
+            part(quotient(size, inner)?, inner.clone());
+            part(inner.clone(), Size::one());
+        } else {
+            part(size.clone(), Size::one());
+        }
+    }
+    let loses_columns = dim == kernel.outer.len() && needs_columns(kernel);
+    (!loses_columns).then(|| (over(kernel, &dims, 0), access_over(access, &dims, 0)))
 }
 
 /// The stride along a dimension of the first kernel, from those along its parts.
@@ -209,7 +230,7 @@ fn over(kernel: &Kernel, dims: &[Dim], side: usize) -> Kernel {
         Expr::Index(d) => Some(index_over(exprs, *d, dims, side)),
         _ => None,
     });
-    let stages = kernel.stages.iter().map(|s| match stage_at(s, &now) {
+    let stages = kernel.stages.iter().map(|s| match s.with_operands(&now) {
         Stage::Store { to, value, when } => Stage::Store {
             to: access_over(&to, dims, side),
             value,

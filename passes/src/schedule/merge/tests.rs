@@ -8,9 +8,10 @@ use ir::{DType, Size, Sizes};
 use super::super::build::KernelBuilder;
 use super::super::slots;
 use super::super::view::View;
-use super::merge;
+use super::{NEAR, merge};
 
 mod epilogue;
+mod halves;
 mod rounded;
 mod twins;
 
@@ -269,6 +270,34 @@ fn a_copy_that_turns_computes_what_it_copies() {
     let turned = t.reshaped(&shape).unwrap().transposed(&[0, 2, 1, 3]);
     h.map(&out, &[&turned], |_, x| x[0]);
     only(&h.merged());
+}
+
+/// Its reader is far: the rows lie in memory until then, and so does a number of each. The value itself, as large as the rows, does not.
+#[test]
+fn a_rows_number_may_wait_beside_its_rows() {
+    let mut h = Hand::new();
+    let x = h.input("x", &[8, 16, 64]);
+    let (d, g) = (h.temporary("d", F32, &[8, 16, 64]), h.temporary("g", F32, &[8, 16]));
+    let t = h.temporary("t", F32, &[8, 16, 64]);
+    let out = h.output("out", &[16, 64]);
+    let column = View {
+        shape: [8i64, 16, 1].map(Size::from).to_vec(),
+        strides: [16i64, 1, 0].map(Size::from).to_vec(),
+        ..g.clone()
+    };
+    h.map(&d, &[&x], |k, x| {
+        let sum = k.reduce(Reduction::Sum, x[0]);
+        times(k, &[x[0], sum])
+    });
+    h.sum(&g, &x, &[0, 1, 2]);
+    h.map(&t, &[&d, &column], times);
+    for i in 0..2 * NEAR {
+        let (from, to) = (h.input(&format!("i{i}"), &[8]), h.output(&format!("o{i}"), &[8]));
+        h.map(&to, &[&from], half);
+    }
+    h.sum(&out, &t, &[1, 2, 0]);
+    let plan = h.merged();
+    assert!(plan.buffers.iter().all(|b| b.name != "t"), "{plan}");
 }
 
 /// A value with two readers that is cheap to make twice, and one that costs a reduction and is not.
