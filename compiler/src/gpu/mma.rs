@@ -5,7 +5,8 @@
 //!         for k step 16: fragments by ldmatrix (transposed where k is the row), 16 products a warp
 //!       sums to shared memory, then the kernel's stages
 //!
-//! Rows and columns behind the last one are the last one again, or zero; k behind the last one is zero. What is rounded or measured as it is
+//! Two right sides share a tile: 64 columns of each. Rows and columns behind the last one are the last one again, or zero; k behind the
+//! last one is zero. What is rounded or measured as it is
 //! read, and what is reduced over columns, is not for this file.
 
 use ir::plan::{Access, Contraction, Expr, Kernel, Rhs};
@@ -36,17 +37,32 @@ const PITCH: i64 = TILE + 4;
 /// or none where they never are.
 pub fn takes(kernel: &Kernel, c: &Contraction) -> Option<Vec<Size>> {
     let is_bf16 = |arg: usize| kernel.args[arg].dtype == DType::BF16;
-    let (arg, mut sizes) = match &c.b {
-        Rhs::Packed { arg } => (*arg, vec![&c.k]),
-        Rhs::KContiguous { arg, offset, strides } | Rhs::NContiguous { arg, offset, strides } => {
-            (*arg, strides.iter().chain([offset]).collect())
+    let (mut sizes, mut all_bf16) = (vec![], is_bf16(c.a.arg));
+    for b in c.rights() {
+        match b {
+            Rhs::Packed { .. } => sizes.push(&c.k),
+            Rhs::KContiguous { offset, strides, .. } | Rhs::NContiguous { offset, strides, .. } => {
+                sizes.extend(strides.iter().chain([offset]));
+            }
         }
-    };
+        all_bf16 &= is_bf16(arg(b));
+    }
     sizes.extend(lines(kernel, &c.a).iter().chain([&c.a.offset]));
-    let plain = c.a.indirect.is_none() && c.also.is_none() && !kernel.exprs.contains(&Expr::RowSquares);
+    let plain = c.a.indirect.is_none() && !kernel.exprs.contains(&Expr::RowSquares);
     let known_odd = sizes.iter().any(|s| s.as_const().is_some_and(|n| n % 8 != 0));
-    let takes = is_bf16(c.a.arg) && is_bf16(arg) && plain && !kernel.reduces() && !known_odd;
+    let takes = all_bf16 && plain && !kernel.reduces() && !known_odd;
     takes.then(|| sizes.into_iter().filter(|s| s.coef % 8 != 0).cloned().collect())
+}
+
+fn arg(b: &Rhs) -> usize {
+    match b {
+        Rhs::Packed { arg } | Rhs::KContiguous { arg, .. } | Rhs::NContiguous { arg, .. } => *arg,
+    }
+}
+
+/// Columns of a tile, of each right side.
+fn width(c: &Contraction) -> i64 {
+    if c.also.is_some() { TILE / 2 } else { TILE }
 }
 
 /// The strides from one contiguous line to the next: the rows', or k's of a turned matrix.
@@ -65,7 +81,7 @@ pub fn variant(kernel: &Kernel, c: &Contraction, even: &[Size], name: &str, targ
     let grid = [
         (Size::product(batch), 1),
         (Size::product(rows), TILE),
-        (kernel.cols.clone(), TILE),
+        (kernel.cols.clone(), width(c)),
     ];
     let signature = Signature {
         buffers: kernel.args.len(),
@@ -97,7 +113,8 @@ pub fn variant(kernel: &Kernel, c: &Contraction, even: &[Size], name: &str, targ
 
 /// Where a thread's chunks of one side come from and go to.
 struct Side {
-    arg: usize,
+    /// Of each chunk.
+    args: Vec<usize>,
     /// Of each chunk: its row's first element, i64.
     bases: Vec<Val>,
     /// First element in the row, or for values in the columns, i64; then the place in the stage, in bytes.
@@ -120,17 +137,23 @@ fn block(e: &mut Emit, kernel: &Kernel, c: &Contraction, params: Params) {
     let (batch, rows) = kernel.outer.split_at(c.batch);
     let count = body.size(e, &Size::product(rows));
     let cols = body.size(e, &kernel.cols);
-    let (column_blocks, row_blocks) = (blocks(e, cols), blocks(e, count));
+    let (column_blocks, row_blocks) = (blocks(e, cols, width(c)), blocks(e, count, TILE));
     let block = ptx::block(e);
     let (at, rest) = (e.rem(block, column_blocks), e.div(block, column_blocks));
-    let tile = e.i64(TILE);
+    let (tile, wide) = (e.i64(TILE), e.i64(width(c)));
     let at = e.extend_signed(at, Elem::I64);
-    let column = e.mul(at, tile);
+    let column = e.mul(at, wide);
     let (at, point) = (e.rem(rest, row_blocks), e.div(rest, row_blocks));
     let (at, point) = (e.extend_signed(at, Elem::I64), e.extend_signed(point, Elem::I64));
     let batch = body.unravel(e, point, batch);
     let thread = ptx::thread(e);
     let shared = ptx::shared(e);
+    // The second right side's sums stand right of the first's.
+    let mut sums = vec![shared];
+    if c.also.is_some() {
+        let right = e.int(width(c), I32);
+        sums.push(e.at(shared, right, Elem::F32));
+    }
     let tile = Tile {
         thread,
         threads: THREADS,
@@ -139,8 +162,8 @@ fn block(e: &mut Emit, kernel: &Kernel, c: &Contraction, params: Params) {
         rows: count,
         cols,
         height: TILE,
-        width: TILE,
-        sums: vec![shared],
+        width: width(c),
+        sums,
         pitch: PITCH,
         squares: None,
         body: &body,
@@ -153,8 +176,8 @@ fn block(e: &mut Emit, kernel: &Kernel, c: &Contraction, params: Params) {
 }
 
 /// How many tiles so many rows or columns are, i32.
-fn blocks(e: &mut Emit, n: Val) -> Val {
-    let (less, tile) = (e.i64(TILE - 1), e.i64(TILE));
+fn blocks(e: &mut Emit, n: Val, tile: i64) -> Val {
+    let (less, tile) = (e.i64(tile - 1), e.i64(tile));
     let n = e.add(n, less);
     let n = e.div(n, tile);
     e.truncate_int(n, Elem::I32)
@@ -192,7 +215,7 @@ fn left(e: &mut Emit, t: &Tile, c: &Contraction) -> Side {
         return by_k(e, t, c.a.arg, t.first, lines);
     }
     let mut side = Side {
-        arg: c.a.arg,
+        args: vec![],
         bases: vec![],
         at: vec![],
         by_k: None,
@@ -203,6 +226,7 @@ fn left(e: &mut Emit, t: &Tile, c: &Contraction) -> Side {
         let row = t.offset(e, t.first, row);
         let row = clamped(e, row, t.rows);
         let mut point = t.point(e, row);
+        side.args.push(c.a.arg);
         side.bases.push(t.body.base(e, &mut point, &c.a));
         side.at.push((elements(e, chunk), to));
     }
@@ -212,7 +236,7 @@ fn left(e: &mut Emit, t: &Tile, c: &Contraction) -> Side {
 /// A side whose lines are k, from row or column `begin` on.
 fn by_k(e: &mut Emit, t: &Tile, arg: usize, begin: Val, lines: ByK) -> Side {
     let mut side = Side {
-        arg,
+        args: vec![],
         bases: vec![],
         at: vec![],
         by_k: Some(lines),
@@ -221,6 +245,7 @@ fn by_k(e: &mut Emit, t: &Tile, arg: usize, begin: Val, lines: ByK) -> Side {
         let (line, chunk) = chunk_of(e, t.thread, i, TILE / 8);
         let to = place(e, line, chunk, TILE / 8);
         let first = elements(e, chunk);
+        side.args.push(arg);
         side.bases.push(e.extend_signed(line, Elem::I64));
         side.at.push((e.add(begin, first), to));
     }
@@ -232,37 +257,49 @@ fn elements(e: &mut Emit, chunk: Val) -> Val {
     e.extend_signed(first, Elem::I64)
 }
 
-/// B's columns as rows of k, or its rows of columns.
+/// B's columns as rows of k, or its rows of columns. Where there are two right sides, the second's columns follow the first's.
 fn right(e: &mut Emit, t: &Tile, c: &Contraction, column: Val) -> Side {
     let k = t.body.size(e, &c.k);
-    let (arg, base, strides) = match &c.b {
-        Rhs::Packed { arg } => (*arg, e.i64(0), None),
-        Rhs::KContiguous { arg, offset, strides } | Rhs::NContiguous { arg, offset, strides } => {
+    let place_of = |e: &mut Emit, b: &Rhs| match b {
+        Rhs::Packed { .. } => (e.i64(0), k),
+        Rhs::KContiguous { offset, strides, .. } | Rhs::NContiguous { offset, strides, .. } => {
             let (last, batch) = strides.split_last().expect("a matrix has a stride for its rows");
-            let base = t.body.linear(e, offset, &t.batch, batch);
-            (*arg, base, Some(t.body.size(e, last)))
+            (t.body.linear(e, offset, &t.batch, batch), t.body.size(e, last))
         }
     };
-    if let (Rhs::NContiguous { .. }, Some(stride)) = (&c.b, strides) {
+    let places: Vec<(usize, Val, Val)> = (c.rights())
+        .map(|b| {
+            let (base, stride) = place_of(e, b);
+            (arg(b), base, stride)
+        })
+        .collect();
+    if matches!(c.b, Rhs::NContiguous { .. }) {
+        let (arg, first, stride) = places[0];
         let lines = ByK {
-            first: base,
+            first,
             stride,
             end: t.cols,
         };
         return by_k(e, t, arg, column, lines);
     }
     let mut side = Side {
-        arg,
+        args: vec![],
         bases: vec![],
         at: vec![],
         by_k: None,
     };
-    for i in 0..SIDE / 16 / THREADS {
+    let chunks = SIDE / 16 / THREADS;
+    for i in 0..chunks {
         let (row, chunk) = chunk_of(e, t.thread, i, DEPTH / 8);
         let to = place(e, row, chunk, DEPTH / 8);
+        let which = i * places.len() as i64 / chunks;
+        let (arg, base, stride) = places[which as usize];
+        let before = e.int(which * t.width, I32);
+        let row = e.sub(row, before);
         let n = t.offset(e, column, row);
         let n = clamped(e, n, t.cols);
-        let at = e.mul(n, strides.unwrap_or(k));
+        let at = e.mul(n, stride);
+        side.args.push(arg);
         side.bases.push(e.add(base, at));
         side.at.push((elements(e, chunk), to));
     }
@@ -281,8 +318,8 @@ fn bytes_before(e: &mut Emit, at: Val, end: Val) -> Val {
 
 /// Brings one side of the step that begins at `k` to shared memory.
 fn bring(e: &mut Emit, t: &Tile, side: &Side, k: Val, k_end: Val, to: Val) {
-    let base = t.body.args[side.arg];
     for (i, (at, place)) in side.at.iter().enumerate() {
+        let base = t.body.args[side.args[i]];
         let (element, bytes) = match &side.by_k {
             None => {
                 let k = e.add(k, *at);
@@ -496,6 +533,7 @@ fn park(e: &mut Emit, t: &Tile, sums: &[Val]) {
         let row = e.add(row, down);
         let column = e.add(warp.column, c);
         let column = e.add(column, right);
+        // Of the second right side too: its columns are behind the first's.
         let at = t.sum_at(e, 0, row, column);
         let both = e.vector(pair);
         debug_assert_eq!(both.ty, Ty::vector(Elem::F32, 2));
