@@ -11,6 +11,7 @@ mod order;
 mod program;
 mod reduce;
 pub mod schedule;
+mod stack;
 mod views_first;
 
 use ir::Module;
