@@ -7,10 +7,12 @@ pub mod egraph;
 mod fold_norms;
 mod join_projections;
 mod join_rows;
+mod join_sums;
 mod order;
 mod program;
 mod reduce;
 pub mod schedule;
+mod stack;
 mod views_first;
 
 use ir::Module;
@@ -39,6 +41,7 @@ pub static PASSES: &[Pass] = &[
     egraph::FUSE_APART,
     join_rows::JOIN_ROWS,
     join_projections::JOIN_PROJECTIONS,
+    join_sums::JOIN_SUMS,
     fold_norms::FOLD_NORMS,
     views_first::VIEWS_FIRST,
     dce::DCE,

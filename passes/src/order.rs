@@ -1,8 +1,8 @@
-//! The order of a function's ops: who makes a value, and putting ops behind what they read.
+//! The order of a function's ops: who makes a value, putting ops behind what they read; and who calls whom.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use ir::{Function, Op, ValueId};
+use ir::{Attr, Function, Module, Op, ValueId};
 
 /// The place of the op that makes a value.
 pub fn makers(f: &Function) -> HashMap<ValueId, usize> {
@@ -37,4 +37,16 @@ pub fn sort(f: &mut Function) {
     }
     let mut ops: Vec<Option<Op>> = std::mem::take(&mut f.ops).into_iter().map(Some).collect();
     f.ops = order.into_iter().filter_map(|i| ops[i].take()).collect();
+}
+
+/// The functions that others call.
+pub fn called(module: &Module) -> HashSet<String> {
+    let ops = module.functions.iter().flat_map(|f| &f.ops);
+    let callees = ops
+        .filter(|op| op.name == "call")
+        .filter_map(|op| match op.attrs.get("callee") {
+            Some(Attr::Str(name)) => Some(name.clone()),
+            _ => None,
+        });
+    callees.collect()
 }

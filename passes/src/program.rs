@@ -18,6 +18,10 @@ pub const SWITCHES: &[(&str, &str)] = &[
     ("split", "each attention pass sweeps its keys by itself"),
     ("join-rows", "the trips of `restart` read each weight for themselves"),
     ("join-projections", "q, k and v are three matmuls"),
+    (
+        "join-sums",
+        "so are the products that their gradients are, and the sum of three",
+    ),
     ("fold-norms", "norms before matmuls are kernels of their own"),
     (
         "epilogues",
@@ -41,6 +45,7 @@ impl Program {
                 "fuse",
                 "join-rows",
                 "join-projections",
+                "join-sums",
                 "fold-norms",
                 "views-first",
                 "dce",

@@ -177,7 +177,7 @@ fn graph_tool_prints_what_it_parsed() {
         "opt",
         &graph.display().to_string(),
         "--passes",
-        "cse,fuse,join-rows,join-projections,fold-norms,views-first,dce",
+        "cse,fuse,join-rows,join-projections,join-sums,fold-norms,views-first,dce",
         "--plan",
         "decode",
     ]);

@@ -11,10 +11,12 @@ use super::{halves, space};
 const NAME: usize = 40;
 
 /// What `second` loads of what `first` stored becomes that value. `None` where the two touch one buffer otherwise: at another place, which
-/// another thread may have stored or not. Both are over one space; `finish` checks the rest.
+/// another thread may have stored or not. Each may store its part of what is a whole for others. Both are over one space; `finish` checks the rest.
 pub fn together(first: &Kernel, second: &Kernel, buffers: &[Buffer]) -> Option<Kernel> {
     let written = writes(first);
-    if writes(second).iter().any(|b| written.contains(b)) {
+    let meets =
+        |(a, ..): (&Access, _, _)| stores(second).any(|(b, ..)| a.arg == b.arg && !space::are_apart(first, a, b));
+    if stores(first).any(meets) {
         return None;
     }
     let mut exprs = Exprs::default();

@@ -280,6 +280,29 @@ fn index_over(exprs: &mut Exprs, dim: usize, dims: &[Dim], side: usize) -> ExprI
     sum.unwrap_or_else(|| exprs.add(Expr::Int(0)))
 }
 
+/// Do two accesses of one space touch unlike elements, whatever the symbols' values? So do columns of a matrix beside each other: modulo
+/// the length of its rows, each access stays in a range of its own.
+pub fn are_apart(kernel: &Kernel, a: &Access, b: &Access) -> bool {
+    let direct = a.indirect.is_none() && b.indirect.is_none();
+    let (Some(from), Some(to), true) = (a.offset.as_const(), b.offset.as_const(), direct) else {
+        return false;
+    };
+    // How many elements from its first an access reaches, modulo the rows.
+    let reach = |access: &Access, row: i64| -> Option<i64> {
+        let sizes = kernel.outer.iter().chain([&kernel.cols]).zip(&access.strides);
+        let mut inside = sizes.filter(|(_, stride)| stride.coef % row != 0);
+        inside.try_fold(1, |sum, (n, stride)| {
+            Some(sum + (n.as_const()? - 1) * stride.as_const()?)
+        })
+    };
+    let rows = a.strides.iter().filter_map(Size::as_const).filter(|s| *s > 1);
+    rows.into_iter().any(|row| {
+        let between = (to - from).rem_euclid(row);
+        let reaches = reach(a, row).zip(reach(b, row));
+        reaches.is_some_and(|(x, y)| x <= between && between + y <= row)
+    })
+}
+
 /// `a / b` where it is a whole number whatever the symbols' values.
 fn quotient(a: &Size, b: &Size) -> Option<Size> {
     let mut syms = a.syms.clone();
@@ -290,4 +313,29 @@ fn quotient(a: &Size, b: &Size) -> Option<Size> {
         coef: a.coef / b.coef,
         syms,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schedule::build::KernelBuilder;
+
+    fn access(offset: i64, strides: &[i64]) -> Access {
+        Access {
+            arg: 0,
+            offset: Size::from(offset),
+            strides: strides.iter().map(|s| Size::from(*s)).collect(),
+            indirect: None,
+        }
+    }
+
+    #[test]
+    fn parts_of_rows_are_apart() {
+        let sizes = [4i64, 6].map(Size::from);
+        let (kernel, _) = KernelBuilder::new("rows", &sizes).finish();
+        let apart = |from: i64, to: i64, row: i64| are_apart(&kernel, &access(from, &[row, 1]), &access(to, &[row, 1]));
+        // Six columns and six are rows of twelve, not of ten.
+        assert!(apart(0, 6, 12) && apart(6, 0, 12) && apart(3, 9, 12) && apart(0, 18, 12));
+        assert!(!apart(0, 6, 10) && !apart(0, 5, 12) && !apart(0, 0, 12) && !apart(0, 12, 12));
+    }
 }
