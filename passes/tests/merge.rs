@@ -2,7 +2,7 @@
 
 mod training;
 
-use ir::plan::{Contraction, Expr, Kernel, Plan, Rhs, Unary};
+use ir::plan::{Binary, Contraction, Expr, Kernel, Plan, Rhs, Unary};
 use ir::{DType, Module, Sizes};
 use passes::{Program, Scheduling};
 use training::{Step, assert_near, config, step, train_step};
@@ -32,10 +32,10 @@ fn ends_with_swiglu(plan: &Plan) -> bool {
 /// Does a sweep store the masses that its backward wants, and blend its passes?
 fn blends_in_the_sweep(plan: &Plan) -> bool {
     let is = |k: &Kernel, wanted: fn(&Expr) -> bool| k.exprs.iter().any(wanted);
-    let sigmoid = |e: &Expr| matches!(e, Expr::Unary(Unary::Sigmoid, _));
+    let weighs = |e: &Expr| matches!(e, Expr::Binary(Binary::Mul, _, _));
     let mass = |e: &Expr| matches!(e, Expr::Lse(_));
     let mut sweeps = plan.kernels.iter().filter(|k| k.sweep.is_some());
-    sweeps.any(|k| is(k, sigmoid) && is(k, mass))
+    sweeps.any(|k| is(k, weighs) && is(k, mass))
 }
 
 /// Products of two right sides, and those that round rows of f32 as they read them.

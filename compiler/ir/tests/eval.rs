@@ -207,6 +207,12 @@ fn layout_ops() {
         one("reduce_max", std::slice::from_ref(&x), &[("axis", Attr::Int(1))]).data,
         [2., 5.]
     );
+    let (nan, inf) = (f64::NAN, f64::INFINITY);
+    let rows = [[1., 7., 7.], [-inf, -3., -4.], [nan, 2., 1.], [0., inf, 1.], [-inf; 3]];
+    assert_eq!(
+        one("arg_max", &[tensor(&[5, 3], F32, rows.as_flattened())], &[]).data,
+        [1., 1., -1., -1., -1.]
+    );
     let y = tensor(&[2, 1], F32, &[8., 9.]);
     assert_eq!(
         one("concat", &[x, y], &[("axis", Attr::Int(1))]).data,

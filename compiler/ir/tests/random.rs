@@ -20,11 +20,13 @@ fn random_programs_reach_all_ops() {
                 .flat_map(|f| f.ops.into_iter().map(|op| op.name))
         })
         .collect();
-    // Nobody writes these: `fuse`, `fold-norms` and gradients make them, and their tests run them.
+    // Nobody writes these: `fuse`, `fold-norms` and gradients make them, and their tests run them; which column is the largest hangs on
+    // the last bit.
     let made = [
         "sweep",
         "sweep_gradient",
         "lse",
+        "arg_max",
         "log_sum_exp",
         "mean",
         "rms_scale",

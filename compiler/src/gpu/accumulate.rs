@@ -1,20 +1,20 @@
 //! Rows that are added to rows that are looked up, position after position: a table's gradient by its tokens.
 //!
-//!     for 8 positions                                  all loads of the group are on their way together
+//!     for 16 positions                                 all loads of the group are on their way together
 //!       for each: what is there, or what the group has made of it, and its row
 //!       the stores, in order
 //!
 //! The order of each row's sum is the plan's, so that its bits are. Two positions of a group with one row are found by comparing rows.
 
 use ir::Size;
-use ir::plan::{Access, Binary, Expr, Stage};
+use ir::plan::{Access, Binary, Expr, Kernel, Stage};
 
 use super::epilogue::clamped;
 use crate::mlir::emit::{Cmp, Emit, Val};
 use crate::scalar::{Body, Columns, Point};
 
 /// Positions of a group.
-const GROUP: i64 = 8;
+const GROUP: i64 = 16;
 
 /// All that a kernel does: a row is what it was and something more.
 pub struct Accumulation<'b, 'k> {
@@ -36,23 +36,28 @@ struct Position {
     more: Val,
 }
 
+/// Where a kernel that does nothing else accumulates, the row's number, what is there and what is added.
+pub fn parts(kernel: &Kernel) -> Option<(&Access, usize, usize, usize)> {
+    let [Stage::Store { to, value, when: None }] = &kernel.stages[..] else {
+        return None;
+    };
+    let Expr::Binary(Binary::Add, a, b) = kernel.exprs[*value] else {
+        return None;
+    };
+    let is_old = |id: usize| kernel.exprs[id] == Expr::Load(to.clone());
+    let (old, more) = if is_old(a) { (a, b) } else { (b, a) };
+    let reads_it = |x: &&Expr| matches!(x, Expr::Load(a) if a.arg == to.arg);
+    let row = to.indirect.as_ref()?.0;
+    let once = kernel.exprs.iter().filter(reads_it).count() == 1;
+    // A cell is known by its row alone.
+    let moves = (kernel.outer.len() - kernel.ordered..kernel.outer.len()).any(|d| to.strides[d].coef != 0);
+    (is_old(old) && once && !moves).then_some((to, row, old, more))
+}
+
 impl<'b, 'k> Accumulation<'b, 'k> {
     pub fn of(body: &'b Body<'k>) -> Option<Accumulation<'b, 'k>> {
-        let kernel = body.kernel;
-        let [Stage::Store { to, value, when: None }] = &kernel.stages[..] else {
-            return None;
-        };
-        let Expr::Binary(Binary::Add, a, b) = kernel.exprs[*value] else {
-            return None;
-        };
-        let is_old = |id: usize| kernel.exprs[id] == Expr::Load(to.clone());
-        let (old, more) = if is_old(a) { (a, b) } else { (b, a) };
-        let reads_it = |x: &&Expr| matches!(x, Expr::Load(a) if a.arg == to.arg);
-        let row = to.indirect.as_ref()?.0;
-        let once = kernel.exprs.iter().filter(reads_it).count() == 1;
-        // A cell is known by its row alone.
-        let moves = (kernel.outer.len() - kernel.ordered..kernel.outer.len()).any(|d| to.strides[d].coef != 0);
-        (is_old(old) && once && !body.varies(row) && !moves).then_some(Accumulation {
+        let (to, row, old, more) = parts(body.kernel)?;
+        (!body.varies(row)).then_some(Accumulation {
             body,
             to,
             row,

@@ -3,6 +3,7 @@
 //! Calls are inlined, a layer's launches once per layer; equal kernels are one. With `Scheduling::OP_BY_OP` only chains of
 //! element-wise ops join: the honest unfused program that fusion is compared with.
 
+mod arg_max;
 mod build;
 pub(crate) mod expression;
 mod groups;

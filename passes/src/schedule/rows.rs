@@ -83,7 +83,7 @@ impl Scheduler<'_> {
                 k.store(&to, value);
             }
             "log_sum_exp" => k = log_sum_exp(&operands[0], &to),
-            "arg_max" => k = arg_max(&operands[0], &to),
+            "arg_max" => k = self.arg_max(&operands[0], &to),
             "cross_entropy" => k = cross_entropy(&operands[0], &operands[1], &to),
             other => return Err(PassError(format!("there is no kernel for `{other}`"))),
         }
@@ -523,40 +523,10 @@ fn log_sum_exp(x: &View, to: &View) -> KernelBuilder {
 }
 
 /// Into [.., 1], once per row.
-fn store_once(k: &mut KernelBuilder, to: &View, value: ExprId) {
+pub(super) fn store_once(k: &mut KernelBuilder, to: &View, value: ExprId) {
     let mut strides = to.broadcast_strides(to.shape.len());
     *strides.last_mut().expect("it has a row") = Size::from(0);
     k.store_at(to, &strides, None, value, None);
-}
-
-/// The first two reductions are one walk over the row: largest, and is there a NaN.
-fn arg_max(x: &View, to: &View) -> KernelBuilder {
-    let mut k = KernelBuilder::keeping_columns("arg_max", &x.shape);
-    let column = x.shape.len() - 1;
-    let x = k.load_broadcast(x);
-    let [zero, one, none] = [0.0, 1.0, -1.0].map(|n| k.float(n));
-    let [lowest, highest] = [f64::NEG_INFINITY, f64::INFINITY].map(|n| k.float(n));
-    let is_number = k.binary(Binary::Eq, x, x);
-    let broken = k.select(is_number, zero, one);
-    let (max, broken) = (k.reduce(Reduction::Max, x), k.reduce(Reduction::Max, broken));
-    let column = k.index(column);
-    let column = k.unary(Unary::ToFloat, column);
-    let before = k.unary(Unary::Neg, column);
-    let is_largest = k.binary(Binary::Eq, x, max);
-    let before = k.select(is_largest, before, lowest);
-    let before = k.reduce(Reduction::Max, before);
-    let first = k.unary(Unary::Neg, before);
-    let fails = [
-        (Binary::Lt, zero, broken),
-        (Binary::Le, highest, max),
-        (Binary::Le, max, lowest),
-    ];
-    let first = fails.into_iter().fold(first, |value, (op, a, b)| {
-        let fails = k.binary(op, a, b);
-        k.select(fails, none, value)
-    });
-    store_once(&mut k, to, first);
-    k
 }
 
 fn rms_norm(k: &mut KernelBuilder, x: &View, w: &View, eps: f64, to: &View) {

@@ -87,6 +87,7 @@ pub static ARG_MAX: OpDef = OpDef {
         vec![
             sample([t("2,3,11", DType::F32)], []),
             sample([t("B,1,40", DType::F32)], []),
+            sample([t("B,2,192", DType::F32)], []),
         ]
     },
 };

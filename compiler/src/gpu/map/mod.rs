@@ -6,15 +6,17 @@
 //!         for stage                                    neighbouring stores share one loop
 //!           for column step team * lanes               a vector a thread, 16 bytes where addresses allow
 //!
+//! A short row's values stay in registers from its reductions to its stores; of longer rows they are loaded again, from the caches.
+//!
 //! Neighbouring threads take neighbouring columns, or neighbouring points where that is how memory lies (sums over rows).
 
 mod reduce;
 
 use ir::Size;
-use ir::plan::{Kernel, Stage};
+use ir::plan::{Access, Expr, ExprId, Kernel, Stage};
 use runtime::artefact::{GpuKernel, Step, Variant};
 
-use super::accumulate::Accumulation;
+use super::accumulate::{self, Accumulation};
 use super::ptx::{self, I32, Signature};
 use super::{Emitted, Target, tiles};
 use crate::mlir::emit::{Cmp, Elem, Emit, Val};
@@ -23,6 +25,11 @@ use crate::scalar::{Body, Columns, Math, Point};
 pub const THREADS: i64 = 256;
 /// Vectors of columns that a thread takes in a chunk.
 const VECTORS: i64 = 4;
+/// Elements of a row that a thread keeps, at most: registers.
+const KEPT: i64 = 96;
+/// Sums over so many columns are shared by more threads if there are no more points than these: a thread's own loads wait for each other.
+const LONG: i64 = 256;
+const FEW_POINTS: i64 = 16384;
 
 /// How a block's threads share the work.
 pub struct Shape {
@@ -34,27 +41,39 @@ pub struct Shape {
     lanes: i64,
     /// Columns of a block; none: all.
     chunk: Option<i64>,
+    /// Vectors of a thread whose values stay from stage to stage; none: each stage walks the row anew.
+    kept: Option<i64>,
 }
 
 impl Shape {
     pub fn new(kernel: &Kernel) -> Shape {
         let along_points = kernel.lies_along_points();
-        let lanes = if along_points { 1 } else { kernel.lanes() };
+        // A column has all positions behind each other: more threads, of one column each.
+        let accumulates = kernel.ordered > 0 && accumulate::parts(kernel).is_some();
+        let lanes = if along_points || accumulates { 1 } else { kernel.lanes() };
         let cols = kernel.cols.as_const().unwrap_or(i64::MAX);
         let vectors = (cols / lanes).max(1);
         let reduces = kernel.reduces();
         let team = if along_points {
-            if vectors >= 64 { 8 } else { 1 }
+            let points = Size::product(&kernel.outer).as_const().unwrap_or(i64::MAX);
+            match vectors {
+                LONG.. if points <= FEW_POINTS => 32,
+                64.. => 8,
+                _ => 1,
+            }
         } else {
             let most = if reduces && vectors <= 4 * 32 { 32 } else { THREADS };
             (vectors as u64).next_power_of_two().min(most as u64) as i64
         };
-        let chunk = team * lanes * VECTORS;
+        let chunk = team * lanes * if accumulates { 1 } else { VECTORS };
+        let kept = vectors / team;
+        let keeps = reduces && !along_points && kernel.ordered == 0 && vectors % team == 0;
         Shape {
             team,
             along_points,
             lanes,
             chunk: (!reduces && cols > chunk).then_some(chunk),
+            kept: (keeps && loads_by_column(kernel) * kept * lanes <= KEPT && reduces_first(kernel)).then_some(kept),
         }
     }
 
@@ -87,6 +106,17 @@ impl Shape {
     pub fn emit(&self, e: &mut Emit, body: &Body, block: Val) {
         Map::begin(e, body, self, block).run(e);
     }
+}
+
+fn loads_by_column(kernel: &Kernel) -> i64 {
+    let by_column = |e: &&Expr| matches!(e, Expr::Load(a) if a.strides[kernel.outer.len()].coef != 0);
+    kernel.exprs.iter().filter(by_column).count() as i64
+}
+
+/// Do all stores come behind all reductions? Then no stage loads what another has stored.
+fn reduces_first(kernel: &Kernel) -> bool {
+    let mut stages = kernel.stages.iter().skip_while(|s| matches!(s, Stage::Reduce { .. }));
+    stages.all(|s| matches!(s, Stage::Store { .. }))
 }
 
 pub fn emit(kernel: &Kernel, target: &Target) -> Emitted {
@@ -126,6 +156,9 @@ pub fn emit(kernel: &Kernel, target: &Target) -> Emitted {
         functions: vec![(kernel.name.clone(), text)],
     }
 }
+
+/// Where, what and whether.
+type Store<'s> = (&'s Access, ExprId, Option<ExprId>);
 
 /// A thread's part.
 struct Map<'b, 'k> {
@@ -227,13 +260,14 @@ impl<'b, 'k> Map<'b, 'k> {
 
     fn stages(&self, e: &mut Emit, point: &mut Point) {
         let stages = &self.body.kernel.stages;
+        let mut kept = self.kept(e);
         let mut i = 0;
         while i < stages.len() {
             match &stages[i] {
                 Stage::Reduce { .. } => {
                     let end = i + self.together(&stages[i..], i);
                     stages[i..end].iter().for_each(|s| self.body.hoist(e, point, s));
-                    let results = self.reduce(e, point, &stages[i..end]);
+                    let results = self.reduce(e, point, &mut kept, &stages[i..end]);
                     point.reduced.extend((i..end).zip(results));
                     i = end;
                 }
@@ -244,10 +278,22 @@ impl<'b, 'k> Map<'b, 'k> {
                         .collect();
                     i += group.len();
                     group.iter().for_each(|s| self.body.hoist(e, point, s));
-                    self.store(e, point, &group);
+                    self.store(e, point, &mut kept, &group);
                 }
             }
         }
+    }
+
+    /// The thread's columns whose values stay.
+    fn kept(&self, e: &mut Emit) -> Vec<Columns> {
+        let lanes = e.i64(self.shape.lanes);
+        let begin = e.mul(self.member, lanes);
+        (0..self.shape.kept.unwrap_or(0))
+            .map(|i| {
+                let right = e.i64(i * self.shape.team * self.shape.lanes);
+                Columns::new(e.add(begin, right), None, None)
+            })
+            .collect()
     }
 
     /// The thread's columns, carrying values.
@@ -260,9 +306,9 @@ impl<'b, 'k> Map<'b, 'k> {
     }
 
     /// Stores of scalars by one thread of a team, those of vectors in one loop over the columns.
-    fn store(&self, e: &mut Emit, point: &mut Point, group: &[&Stage]) {
+    fn store(&self, e: &mut Emit, point: &mut Point, kept: &mut [Columns], group: &[&Stage]) {
         let column = self.body.kernel.outer.len();
-        let mut vectors = vec![];
+        let mut vectors: Vec<Store> = vec![];
         for stage in group {
             let Stage::Store { to, value, when } = stage else {
                 continue;
@@ -292,21 +338,49 @@ impl<'b, 'k> Map<'b, 'k> {
         if vectors.is_empty() {
             return;
         }
-        e.if_then(self.is_there, &[], |e| {
-            self.columns(e, &[], |e, first, _| {
-                let mut cols = Columns::new(first, None, None);
-                let ready: Vec<(Val, Option<Val>)> = (vectors.iter())
-                    .map(|(_, value, when)| {
-                        let when = when.map(|w| self.body.vector(e, point, &mut cols, w));
-                        (self.body.vector(e, point, &mut cols, *value), when)
-                    })
-                    .collect();
-                for ((to, _, _), (value, when)) in vectors.iter().zip(ready) {
-                    self.body.store_vector(e, point, &mut cols, to, value, when);
-                }
+        if kept.is_empty() {
+            e.if_then(self.is_there, &[], |e| {
+                self.columns(e, &[], |e, first, _| {
+                    let mut cols = Columns::new(first, None, None);
+                    let ready = self.ready(e, point, &mut cols, &vectors);
+                    self.store_ready(e, point, &mut cols, &vectors, ready);
+                    vec![]
+                });
                 vec![]
             });
+            return;
+        }
+        let ready: Vec<_> = (kept.iter_mut())
+            .map(|cols| self.ready(e, point, cols, &vectors))
+            .collect();
+        e.if_then(self.is_there, &[], |e| {
+            for (cols, ready) in kept.iter_mut().zip(ready) {
+                self.store_ready(e, point, cols, &vectors, ready);
+            }
             vec![]
         });
+    }
+
+    /// What is to be stored, and where.
+    fn ready(&self, e: &mut Emit, point: &mut Point, cols: &mut Columns, stores: &[Store]) -> Vec<(Val, Option<Val>)> {
+        (stores.iter())
+            .map(|(_, value, when)| {
+                let when = when.map(|w| self.body.vector(e, point, cols, w));
+                (self.body.vector(e, point, cols, *value), when)
+            })
+            .collect()
+    }
+
+    fn store_ready(
+        &self,
+        e: &mut Emit,
+        point: &mut Point,
+        cols: &mut Columns,
+        stores: &[Store],
+        ready: Vec<(Val, Option<Val>)>,
+    ) {
+        for ((to, ..), (value, when)) in stores.iter().zip(ready) {
+            self.body.store_vector(e, point, cols, to, value, when);
+        }
     }
 }

@@ -29,7 +29,7 @@ impl Map<'_, '_> {
     }
 
     /// Reductions that do not need each other's results.
-    pub(super) fn reduce(&self, e: &mut Emit, point: &mut Point, stages: &[Stage]) -> Vec<Val> {
+    pub(super) fn reduce(&self, e: &mut Emit, point: &mut Point, kept: &mut [Columns], stages: &[Stage]) -> Vec<Val> {
         let all: Vec<(Reduction, ExprId)> = (stages.iter())
             .filter_map(|s| match s {
                 Stage::Reduce { op, value } => Some((*op, *value)),
@@ -52,15 +52,20 @@ impl Map<'_, '_> {
                 })
                 .collect()
         };
-        let acc = self.columns(e, &init.concat(), |e, first, acc| {
-            let mut cols = Columns::new(first, None, None);
+        let mut more = |e: &mut Emit, cols: &mut Columns, acc: &[Val]| -> Vec<Val> {
             (all.iter().zip(apart(acc)))
                 .flat_map(|((op, value), state)| {
-                    let v = self.body.vector(e, point, &mut cols, *value);
+                    let v = self.body.vector(e, point, cols, *value);
                     add(e, *op, &state, v)
                 })
                 .collect()
-        });
+        };
+        let acc = match kept {
+            [] => self.columns(e, &init.concat(), |e, first, acc| {
+                more(e, &mut Columns::new(first, None, None), acc)
+            }),
+            kept => kept.iter_mut().fold(init.concat(), |acc, cols| more(e, cols, &acc)),
+        };
         (all.iter().zip(apart(&acc)))
             .map(|((op, _), acc)| self.of_team(e, *op, &acc))
             .collect()
