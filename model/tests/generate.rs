@@ -18,6 +18,9 @@ struct Evaluated {
     max_context: i64,
     /// The newest logits [batch, vocab].
     newest: Vec<f32>,
+    /// Does it tell what is best? Of every third token it says that there is none.
+    tells: bool,
+    told: usize,
 }
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -64,6 +67,22 @@ impl Runner for Evaluated {
         Ok(self.newest.clone())
     }
 
+    fn best(&mut self, tokens: &[i32], start: &[i32]) -> Result<Option<Vec<i32>>> {
+        if !self.tells {
+            return Ok(None);
+        }
+        let vocab = self.case.config.vocab as usize;
+        let logits = self.decode(tokens, start)?;
+        self.told += 1;
+        let best = |row: &[f32]| (0..vocab).rev().max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap() as i32;
+        let best = logits.chunks(vocab).map(best);
+        Ok(Some(if self.told.is_multiple_of(3) {
+            vec![-1; start.len()]
+        } else {
+            best.collect()
+        }))
+    }
+
     fn logits(&mut self, batch: usize, tokens: &[i32]) -> Result<Vec<f32>> {
         let shape = [batch, tokens.len() / batch];
         Ok(singles(self.case.run(
@@ -95,6 +114,8 @@ fn runners() -> Vec<Evaluated> {
             states: States::new(),
             max_context: CAPACITY,
             newest: vec![],
+            tells: false,
+            told: 0,
         })
         .collect();
     assert_eq!(runners.len(), 4);
@@ -139,6 +160,29 @@ fn greedy_generation_is_the_argmax_of_growing_texts() {
             assert_eq!(token, best as u32, "{} after {text:?}", runner.case.name);
             text.push(token);
         }
+    }
+}
+
+/// What is best need not come as logits, and where there is no best the logits say why.
+#[test]
+fn what_is_told_is_what_logits_say() {
+    for mut runner in runners() {
+        let from_logits = run(&mut runner, &prompts(), 7, GREEDY);
+        runner.tells = true;
+        assert_eq!(
+            run(&mut runner, &prompts(), 7, GREEDY),
+            from_logits,
+            "{}",
+            runner.case.name
+        );
+        assert!(runner.told > 3);
+        runner.told = 0;
+        let warm = Sampling {
+            temperature: 1.0,
+            ..GREEDY
+        };
+        run(&mut runner, &prompts(), 7, warm);
+        assert_eq!(runner.told, 0);
     }
 }
 

@@ -38,7 +38,7 @@ fn blends_in_the_sweep(plan: &Plan) -> bool {
     sweeps.any(|k| is(k, weighs) && is(k, mass))
 }
 
-/// Products of two right sides, and those that round rows of f32 as they read them.
+/// Products of two right sides, and those that round rows of f32 as they read them and do not measure them.
 fn doubles_and_rounding(plan: &Plan) -> (usize, usize) {
     let of = |is: &dyn Fn(&Kernel, &Contraction) -> bool| {
         let is = |k: &&Kernel| k.contraction.as_ref().is_some_and(|c| is(k, c));
@@ -46,7 +46,9 @@ fn doubles_and_rounding(plan: &Plan) -> (usize, usize) {
     };
     let type_of = |k: &Kernel, arg: usize| k.args[arg].dtype;
     let rounds = |k: &Kernel, c: &Contraction| match c.b {
-        Rhs::Packed { arg } => (type_of(k, c.a.arg), type_of(k, arg)) == (DType::F32, DType::BF16),
+        Rhs::Packed { arg } if !k.exprs.contains(&Expr::RowSquares) => {
+            (type_of(k, c.a.arg), type_of(k, arg)) == (DType::F32, DType::BF16)
+        }
         _ => false,
     };
     (of(&|_, c| c.also.is_some()), of(&rounds))

@@ -25,6 +25,8 @@ use crate::scalar::{Body, Columns, Math, Point};
 pub const THREADS: i64 = 256;
 /// Vectors of columns that a thread takes in a chunk.
 const VECTORS: i64 = 4;
+/// Vectors of a row that one warp reduces.
+const SHORT: i64 = 8 * 32;
 /// Elements of a row that a thread keeps, at most: registers.
 const KEPT: i64 = 96;
 /// Sums over so many columns are shared by more threads if there are no more points than these: a thread's own loads wait for each other.
@@ -50,7 +52,7 @@ impl Shape {
         let along_points = kernel.lies_along_points();
         // A column has all positions behind each other: more threads, of one column each.
         let accumulates = kernel.ordered > 0 && accumulate::parts(kernel).is_some();
-        let lanes = if along_points || accumulates { 1 } else { kernel.lanes() };
+        let lanes = if along_points || accumulates { 1 } else { lanes(kernel) };
         let cols = kernel.cols.as_const().unwrap_or(i64::MAX);
         let vectors = (cols / lanes).max(1);
         let reduces = kernel.reduces();
@@ -62,7 +64,7 @@ impl Shape {
                 _ => 1,
             }
         } else {
-            let most = if reduces && vectors <= 4 * 32 { 32 } else { THREADS };
+            let most = if reduces && vectors <= SHORT { 32 } else { THREADS };
             (vectors as u64).next_power_of_two().min(most as u64) as i64
         };
         let chunk = team * lanes * if accumulates { 1 } else { VECTORS };
@@ -106,6 +108,17 @@ impl Shape {
     pub fn emit(&self, e: &mut Emit, body: &Body, block: Val) {
         Map::begin(e, body, self, block).run(e);
     }
+}
+
+/// Columns of a vector: no more than 16 bytes of what is widest, so that a warp's vectors fill all sectors that they touch.
+fn lanes(kernel: &Kernel) -> i64 {
+    let by_column = |a: &&Access| a.strides[kernel.outer.len()].coef != 0;
+    let widest = kernel
+        .accesses()
+        .filter(by_column)
+        .map(|a| kernel.args[a.arg].dtype.bytes())
+        .max();
+    kernel.lanes().min(16 / widest.unwrap_or(2).max(2))
 }
 
 fn loads_by_column(kernel: &Kernel) -> i64 {
