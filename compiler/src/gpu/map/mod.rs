@@ -56,6 +56,12 @@ impl Shape {
         let cols = kernel.cols.as_const().unwrap_or(i64::MAX);
         let vectors = (cols / lanes).max(1);
         let reduces = kernel.reduces();
+        let keeps = reduces && !along_points && kernel.ordered == 0 && reduces_first(kernel);
+        let kept = |team: i64| -> Option<i64> {
+            let each = vectors / team;
+            let fits = vectors % team == 0 && loads_by_column(kernel) * each * lanes <= KEPT;
+            (keeps && fits).then_some(each)
+        };
         let team = if along_points {
             let points = Size::product(&kernel.outer).as_const().unwrap_or(i64::MAX);
             match vectors {
@@ -64,18 +70,19 @@ impl Shape {
                 _ => 1,
             }
         } else {
-            let most = if reduces && vectors <= SHORT { 32 } else { THREADS };
-            (vectors as u64).next_power_of_two().min(most as u64) as i64
+            let at_most = |most: i64| (vectors as u64).next_power_of_two().min(most as u64) as i64;
+            let [warp, block] = [32, THREADS].map(at_most);
+            // A warp needs no shared memory; rows that it cannot keep it would read twice.
+            let one_warp = reduces && vectors <= SHORT && (kept(warp).is_some() || kept(block).is_none());
+            if one_warp { warp } else { block }
         };
         let chunk = team * lanes * if accumulates { 1 } else { VECTORS };
-        let kept = vectors / team;
-        let keeps = reduces && !along_points && kernel.ordered == 0 && vectors % team == 0;
         Shape {
             team,
             along_points,
             lanes,
             chunk: (!reduces && cols > chunk).then_some(chunk),
-            kept: (keeps && loads_by_column(kernel) * kept * lanes <= KEPT && reduces_first(kernel)).then_some(kept),
+            kept: kept(team),
         }
     }
 
