@@ -18,8 +18,12 @@ enum Ending {
     SwiGlu,
     /// By the rows' norm; bf16 beside f32.
     Norm,
+    /// Of two weights that lie as matrices; the first's sums beside it.
+    Twins,
     /// The logarithm of each row's sum of exponentials: a product apart from its stages.
     Sums,
+    /// The same, and the sums.
+    Logits,
 }
 
 #[derive(Clone, Debug)]
@@ -45,6 +49,17 @@ impl Case {
             to: access(arg, self.cols),
             value,
             when: None,
+        };
+        let by_column = store;
+        let lies = |arg: usize| Rhs::KContiguous {
+            arg,
+            offset: Size::from(0),
+            strides: vec![Size::from(self.k)],
+        };
+        let (first, second) = match self.ending {
+            Ending::Twins => (lies(1), Some(lies(2))),
+            Ending::SwiGlu => (Rhs::Packed { arg: 1 }, Some(Rhs::Packed { arg: 2 })),
+            _ => (Rhs::Packed { arg: 1 }, None),
         };
         let (exprs, stages) = match self.ending {
             Ending::Plain => (vec![Expr::Acc], vec![store(4, 0)]),
@@ -78,10 +93,20 @@ impl Case {
                 ],
                 vec![store(4, 3), store(5, 3)],
             ),
-            Ending::Sums => {
+            Ending::Twins => (
+                vec![
+                    Expr::Acc,
+                    Expr::AccAlso,
+                    Expr::Unary(Unary::Silu, 0),
+                    Expr::Binary(Binary::Mul, 2, 1),
+                ],
+                vec![store(4, 3), store(5, 0)],
+            ),
+            Ending::Sums | Ending::Logits => {
+                let stores_sums = self.ending == Ending::Logits;
                 let to = Access {
                     strides: vec![Size::one(), Size::from(0)],
-                    ..access(5, 0)
+                    ..access(if stores_sums { 4 } else { 5 }, 0)
                 };
                 let reduce = Stage::Reduce {
                     op: Reduction::LogSumExp,
@@ -92,7 +117,9 @@ impl Case {
                     value: 1,
                     when: None,
                 };
-                (vec![Expr::Acc, Expr::Reduced(0)], vec![reduce, store])
+                let mut stages = vec![reduce, store];
+                stages.extend(stores_sums.then(|| by_column(5, 0)));
+                (vec![Expr::Acc, Expr::Reduced(0)], stages)
             }
         };
         Kernel {
@@ -112,8 +139,8 @@ impl Case {
                 k: self.k.into(),
                 a: access(0, self.k),
                 packed_a: false,
-                b: Rhs::Packed { arg: 1 },
-                also: (self.ending == Ending::SwiGlu).then_some(Rhs::Packed { arg: 2 }),
+                b: first,
+                also: second,
             }),
             sweep: None,
             sweep_gradient: None,
@@ -172,6 +199,7 @@ fn every_shape() {
         (129, 264, 64, DType::BF16, Ending::Residual),
         (140, 200, 72, DType::F32, Ending::SwiGlu),
         (1, 40, 8, DType::F32, Ending::Norm),
+        (150, 136, 72, DType::BF16, Ending::Twins),
     ];
     for (rows, cols, k, a, ending) in cases {
         let case = Case {
@@ -192,15 +220,25 @@ fn every_shape() {
 /// What a GPU would choose by its rows.
 #[test]
 fn chosen_shapes() {
-    for ending in [Ending::Norm, Ending::Sums] {
+    for (ending, a) in [
+        (Ending::Norm, DType::F32),
+        (Ending::Sums, DType::F32),
+        (Ending::Logits, DType::BF16),
+    ] {
         let case = Case {
             rows: 70,
-            cols: 136,
+            cols: 328,
             k: 64,
-            a: DType::F32,
+            a,
             ending,
         };
         case.check(&compile(&case.kernel()), 132);
+        // Smaller tiles, by turns, as waves have it.
+        let known = Kernel {
+            outer: vec![Size::from(case.rows)],
+            ..case.kernel()
+        };
+        case.check(&compile(&known), 3);
     }
 }
 
