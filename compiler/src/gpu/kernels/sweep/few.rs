@@ -29,12 +29,10 @@ const THREADS: i64 = 32 * WARPS;
 const AT_ONCE: i64 = 2;
 /// More blocks have no place in the workspace.
 const MOST: i64 = 512;
-/// Keys that are worth a block.
-const KEYS: i64 = 32;
 /// Elements of a load.
 const LOAD: i64 = 8;
 /// Splits' parts that are loaded together.
-const PARTS: i64 = 8;
+const PARTS: i64 = 16;
 /// Columns of a thread where parts are merged: a load of 16 bytes.
 const QUAD: i64 = 4;
 /// A maximum before any key was seen.
@@ -103,6 +101,11 @@ impl<'k> Plan<'k> {
         })
     }
 
+    /// Of a block, at least: a chunk for each warp. More blocks than have work are more parts to merge.
+    fn keys(&self) -> i64 {
+        WARPS * self.chunk
+    }
+
     fn segments(&self) -> i64 {
         self.sweep.segments.len() as i64
     }
@@ -133,7 +136,10 @@ pub fn variant(kernel: &Kernel, sweep: &Sweep, name: &str, target: &Target) -> O
         .max_by_key(|s| (s.syms.len(), s.coef))?;
     let step = Step {
         function: name.to_string(),
-        tiles: tiles(&[(Size::product(&kernel.outer[..sweep.batch]), 1), (most.clone(), KEYS)]),
+        tiles: tiles(&[
+            (Size::product(&kernel.outer[..sweep.batch]), 1),
+            (most.clone(), plan.keys()),
+        ]),
         more_tiles: vec![],
         per_multiprocessor: AT_ONCE as u32,
         threads: THREADS as u32,
