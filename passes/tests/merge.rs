@@ -58,7 +58,8 @@ fn doubles_and_rounding(plan: &Plan) -> (usize, usize) {
 fn a_merged_training_step_means_the_same() {
     let vocab = 13;
     let config = config([vocab, 8, 2, 4, 2, 8, 12], "layer");
-    let (all, gates): (fn(&str) -> bool, fn(&str) -> bool) = (|_| true, |name| name.contains("gate_projections"));
+    let all: fn(&str) -> bool = |_| true;
+    let gates: fn(&str) -> bool = |name| name.contains("gate_projections");
     for (context, dtype, memory, wanted, panels, tolerance) in [
         (5, DType::F32, u64::MAX, all, true, 1e-5),
         (5, DType::F32, 0, all, true, 1e-5),

@@ -1,7 +1,7 @@
 //! Products of two matrices as they lie: either side by lines of k or, turned, by lines of rows. On both targets, in bf16 and f32.
 
 use ir::plan::eval::{round, run_kernel};
-use ir::plan::{Access, Arg, Contraction, Expr, Kernel, Rhs, Stage};
+use ir::plan::{Access, Arg, Binary, Contraction, Expr, Kernel, Rhs, Stage};
 use ir::{DType, Size, Sizes};
 use proptest::prelude::*;
 
@@ -17,6 +17,8 @@ struct Case {
     dtype: DType,
     /// Elements in front of each matrix, and behind each of its lines.
     gap: i64,
+    /// A second right side, by lines of k: the first one's memory, so many elements further.
+    twin: Option<i64>,
 }
 
 impl Case {
@@ -35,6 +37,11 @@ impl Case {
             strides: strides.map(Size::from).to_vec(),
             indirect: None,
         };
+        let also = self.twin.map(|more| Rhs::KContiguous {
+            arg,
+            offset: Size::from(self.gap + more),
+            strides: strides_of_b.clone(),
+        });
         let b = if self.turned[1] {
             Rhs::NContiguous {
                 arg,
@@ -47,6 +54,16 @@ impl Case {
                 offset,
                 strides: strides_of_b,
             }
+        };
+        // Sums, or the second ones less twice the first ones.
+        let exprs = match also {
+            None => vec![Expr::Acc],
+            Some(_) => vec![
+                Expr::Acc,
+                Expr::Binary(Binary::Add, 0, 0),
+                Expr::AccAlso,
+                Expr::Binary(Binary::Sub, 2, 1),
+            ],
         };
         let arg = |dtype, written| Arg { dtype, written };
         Kernel {
@@ -62,16 +79,16 @@ impl Case {
                 a: access(0, self.gap, strides),
                 packed_a: false,
                 b,
-                also: None,
+                also,
             }),
             sweep: None,
             sweep_gradient: None,
-            exprs: vec![Expr::Acc],
             stages: vec![Stage::Store {
                 to: access(2, 0, [self.cols, 1]),
-                value: 0,
+                value: exprs.len() - 1,
                 when: None,
             }],
+            exprs,
         }
     }
 
@@ -125,6 +142,7 @@ fn by_wgmma() {
             turned,
             dtype: DType::BF16,
             gap: 8,
+            twin: None,
         };
         let compiled = compile_ways(&case.kernel());
         assert!(
@@ -148,8 +166,27 @@ fn an_odd_sum() {
         turned: [true, true],
         dtype: DType::BF16,
         gap: 0,
+        twin: None,
     };
     case.check(&compile_ways(&case.kernel()), 132);
+}
+
+/// Two right sides: every shape of tiles, `mma.sync`, and plainly.
+#[test]
+fn twins() {
+    for dtype in [DType::BF16, DType::F32] {
+        let case = Case {
+            rows: 136,
+            cols: 200,
+            k: 72,
+            turned: [false, false],
+            dtype,
+            gap: 8,
+            twin: Some(8),
+        };
+        case.check(&compile_ways(&case.kernel()), 3);
+        case.check(&compile_for(&case.kernel(), "sm_80"), 132);
+    }
 }
 
 #[test]
@@ -163,6 +200,7 @@ fn by_mma_and_plainly() {
                 turned,
                 dtype,
                 gap: 8,
+                twin: None,
             };
             case.check(&compile_for(&case.kernel(), target), 132);
         }
@@ -184,7 +222,7 @@ proptest! {
         let (rows, cols, k, gap) = if odd { (rows, cols, k.max(2), 1) } else { (8 * rows, 8 * cols, 8 * k, 0) };
         let dtype = if f32 { DType::F32 } else { DType::BF16 };
         // One row that is turned is a row.
-        let case = Case { rows: rows.max(2), cols: cols.max(2), k, turned: SIDES[sides], dtype, gap };
+        let case = Case { rows: rows.max(2), cols: cols.max(2), k, turned: SIDES[sides], dtype, gap, twin: None };
         case.check(&compile_for(&case.kernel(), target), 3);
     }
 }
