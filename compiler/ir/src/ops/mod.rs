@@ -125,6 +125,17 @@ pub fn table_markdown() -> String {
 }
 
 impl<'a> Signature<'a> {
+    /// Of the only operand, f32 [.., N]: [.., 1], a number for each row.
+    fn by_row(&self) -> Result<TensorType, String> {
+        self.count(1, 1)?;
+        let mut ty = self.is(0, DType::F32)?.clone();
+        match ty.shape.last_mut() {
+            Some(last) => *last = Dim::Const(1),
+            None => return Err(format!("{ty} has no axis")),
+        }
+        Ok(ty)
+    }
+
     /// Between `min` and `max` operands.
     pub fn count(&self, min: usize, max: usize) -> Result<(), String> {
         let n = self.operands.len();

@@ -62,15 +62,7 @@ pub static ARG_MAX: OpDef = OpDef {
     usage: "x [.., N] f32",
     attrs: &[],
     about: "[.., 1] f32: the first column with the row's largest value; -1 where a value is NaN or the largest is infinite",
-    infer: |s| {
-        s.count(1, 1)?;
-        let mut ty = s.is(0, DType::F32)?.clone();
-        match ty.shape.last_mut() {
-            Some(last) => *last = Dim::Const(1),
-            None => return Err(format!("{ty} has no axis")),
-        }
-        Ok(ty)
-    },
+    infer: |s| s.by_row(),
     eval: |c| {
         let x = c.operands[0];
         let n = x.shape[x.shape.len() - 1].max(1);

@@ -16,7 +16,7 @@ use ir::Size;
 use ir::plan::{Access, Contraction, Expr, Kernel};
 
 use super::body::{contracted, finish, loads, stores, writes};
-use super::join::{Order, WINDOW, put};
+use super::join::hand_on;
 use super::pair::together;
 use super::steps::{Step, Steps};
 use super::{is_dead, space};
@@ -28,36 +28,15 @@ const LOADS: usize = 4;
 const STORES: usize = 3;
 
 pub fn append(steps: &mut Steps) {
-    let mut at = 0;
-    while at < steps.list.len() {
-        // The last product first: what other products make is there then.
-        let before = (at.saturating_sub(WINDOW)..at).rev();
-        if before.into_iter().find_map(|i| pair(steps, i, at)).is_none() {
-            at += 1;
+    hand_on(steps, |steps, first, second| {
+        let (product, map) = (first.product.as_ref()?, second.body.as_ref()?);
+        let fits = takes_epilogue(product) && is_map(map) && contracted(product).is_disjoint(&second.writes);
+        if fits {
+            joined(steps, first, second, product, map)
+        } else {
+            None
         }
-    }
-}
-
-/// Makes step `j` the end of the product `i`, if that can be and is better.
-fn pair(steps: &mut Steps, i: usize, j: usize) -> Option<()> {
-    let (first, second) = (&steps.list[i], &steps.list[j]);
-    let product = first.product.as_ref()?;
-    let map = second
-        .body
-        .as_ref()
-        .filter(|_| !first.writes.is_disjoint(&second.reads))?;
-    if !takes_epilogue(product) || !is_map(map) || !contracted(product).is_disjoint(&second.writes) {
-        return None;
-    }
-    let order = Order::around(&steps.list, i, j)?;
-    let new = joined(steps, first, second, product, map)?;
-    let gone = first.writes.union(&second.writes).filter(|b| !new.writes.contains(b));
-    let dropped = gone.map(|b| steps.bytes(*b)).sum();
-    if !order.is_no_heavier(steps, i, j, dropped) {
-        return None;
-    }
-    put(steps, &order, i, j, new);
-    Some(())
+    });
 }
 
 /// Many rows and columns, all known, one product of them, and nothing that its columns are reduced to.
@@ -78,13 +57,18 @@ fn is_plain(c: &Contraction) -> bool {
 
 /// Element-wise, the same at all positions.
 fn is_map(kernel: &Kernel) -> bool {
+    !kernel.reduces() && is_steady(kernel)
+}
+
+/// The same at all positions, and always stored.
+pub fn is_steady(kernel: &Kernel) -> bool {
     let positions = |e: &Expr| matches!(e, Expr::Index(_));
     let always = stores(kernel).all(|(.., always)| always);
     let direct = kernel.accesses().all(|a| a.indirect.is_none());
-    !kernel.reduces() && always && direct && !kernel.exprs.iter().any(positions)
+    always && direct && !kernel.exprs.iter().any(positions)
 }
 
-/// Both as one step that moves fewer bytes.
+/// Both as one step.
 fn joined(steps: &Steps, first: &Step, second: &Step, product: &Kernel, map: &Kernel) -> Option<Step> {
     let dead = |buffer: usize| is_dead(steps, &[first, second], buffer);
     let one = |x: &Access, y: &Access| -> Option<Kernel> {
@@ -97,8 +81,7 @@ fn joined(steps: &Steps, first: &Step, second: &Step, product: &Kernel, map: &Ke
         .flat_map(|y| stores(product).map(move |(x, ..)| (x, y)))
         .filter(|(x, y)| x.arg == y.arg)
         .find_map(|(x, y)| one(x, y))?;
-    let new = steps.step(body)?;
-    (first.cost.bytes + second.cost.bytes > new.cost.bytes).then_some(new)
+    steps.step(body)
 }
 
 /// Does the product still load and store little, in vectors as wide as before?

@@ -44,6 +44,33 @@ fn pair(steps: &mut Steps, i: usize, j: usize) -> Option<usize> {
     Some(put(steps, &order, i, j, new))
 }
 
+/// A step and a near one that reads what it stores become what `merged` makes of both, wherever that moves fewer bytes and takes no more
+/// memory than before.
+pub fn hand_on(steps: &mut Steps, merged: impl Fn(&Steps, &Step, &Step) -> Option<Step>) {
+    let found = |steps: &Steps, i: usize, j: usize| -> Option<(Order, Step)> {
+        let (first, second) = (&steps.list[i], &steps.list[j]);
+        if first.writes.is_disjoint(&second.reads) {
+            return None;
+        }
+        let order = Order::around(&steps.list, i, j)?;
+        let new = merged(steps, first, second)?;
+        let gone = first.writes.union(&second.writes).filter(|b| !new.writes.contains(b));
+        let dropped = gone.map(|b| steps.bytes(*b)).sum();
+        let pays = first.cost.bytes + second.cost.bytes > new.cost.bytes;
+        (pays && order.is_no_heavier(steps, i, j, dropped)).then_some((order, new))
+    };
+    let mut at = 0;
+    while at < steps.list.len() {
+        // The last one first: what others make is there then.
+        let before = (at.saturating_sub(WINDOW)..at).rev();
+        let pair = before.into_iter().find_map(|i| Some((i, found(steps, i, at)?)));
+        match pair {
+            Some((i, (order, new))) => drop(put(steps, &order, i, at, new)),
+            None => at += 1,
+        }
+    }
+}
+
 /// Steps `i` and `j` become the new one; where it stands.
 pub fn put(steps: &mut Steps, order: &Order, i: usize, j: usize, new: Step) -> usize {
     let place = i + order.before.len();

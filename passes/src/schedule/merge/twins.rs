@@ -12,47 +12,22 @@ use ir::plan::{Contraction, DEEP, Expr, Kernel, Rhs};
 use super::body::{contracted, finish};
 use super::epilogue::{is_fit, takes_epilogue};
 use super::is_dead;
-use super::join::{Order, WINDOW, put};
+use super::join::hand_on;
 use super::pair::together;
 use super::steps::Steps;
 
 pub fn twin(steps: &mut Steps) {
-    let mut at = 0;
-    while at < steps.list.len() {
-        let before = (at.saturating_sub(WINDOW)..at).rev();
-        if before.into_iter().find_map(|i| pair(steps, i, at)).is_none() {
-            at += 1;
+    hand_on(steps, |steps, first, second| {
+        let (a, b) = (first.product.as_ref()?, second.product.as_ref()?);
+        let multiplied = &contracted(a) | &contracted(b);
+        // What is multiplied is not stored: other tiles may still read it.
+        if first.writes.union(&second.writes).any(|b| multiplied.contains(b)) {
+            return None;
         }
-    }
-}
-
-/// Makes the product `i` a part of the product `j`, if that can be and is better.
-fn pair(steps: &mut Steps, i: usize, j: usize) -> Option<()> {
-    let (first, second) = (&steps.list[i], &steps.list[j]);
-    let (a, b) = (first.product.as_ref()?, second.product.as_ref()?);
-    let stored = || first.writes.union(&second.writes);
-    let multiplied = &contracted(a) | &contracted(b);
-    // What is multiplied is not stored: other tiles may still read it.
-    if first.writes.is_disjoint(&second.reads) || stored().any(|b| multiplied.contains(b)) {
-        return None;
-    }
-    let order = Order::around(&steps.list, i, j)?;
-    let body = together(&doubled(steps, a, b)?, &as_second(b), &steps.buffers)?;
-    let body = finish(body, |buffer| is_dead(steps, &[first, second], buffer))?;
-    if !is_fit(b, &body) {
-        return None;
-    }
-    let new = steps.step(body)?;
-    let dropped = stored()
-        .filter(|b| !new.writes.contains(b))
-        .map(|b| steps.bytes(*b))
-        .sum();
-    let pays = first.cost.bytes + second.cost.bytes > new.cost.bytes;
-    if !pays || !order.is_no_heavier(steps, i, j, dropped) {
-        return None;
-    }
-    put(steps, &order, i, j, new);
-    Some(())
+        let body = together(&doubled(steps, a, b)?, &as_second(b), &steps.buffers)?;
+        let body = finish(body, |buffer| is_dead(steps, &[first, second], buffer))?;
+        if is_fit(b, &body) { steps.step(body) } else { None }
+    });
 }
 
 /// The first product with the right side of the second beside its own, where both are over the same rows and columns and lie alike.
