@@ -12,6 +12,7 @@ only; all work is done by the binary.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import pathlib
@@ -21,6 +22,8 @@ import statistics
 import struct
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 MODES = ["layer", "restart", "stack"]
 # What differs between trainings; the rest are the binary's defaults. What is trained and the contexts are those of recipes/run1.toml and
@@ -94,6 +97,8 @@ def mean_gate(folder):
 class Experiment:
     def __init__(self, args):
         self.args, self.work = args, args.work
+        # Seeds that run side by side make what is the same for all of them once.
+        self.shared = threading.Lock()
         self.train_text, self.held_out = self.work / "train.txt", self.work / "held-out.txt"
 
     def loopc(self, *words):
@@ -114,7 +119,7 @@ class Experiment:
         """The split as files. What is in WORK from other settings is refused."""
         train, held_out = split(self.args.text, self.args.held_out)
         # All that results in WORK depend on.
-        names = ["base_steps", "steps", "tokens_per_step", "eval_tokens", "window", "gate_bias", "vocab", "shape", "pretrained", "dtype"]
+        names = ["base_steps", "steps", "tokens_per_step", "eval_tokens", "window", "gate_bias", "vocab", "shape", "pretrained", "dtype", "device"]
         settings = {name: getattr(self.args, name) for name in names} | {"recipes": RECIPES}
         settings = json.dumps(settings, indent=1, default=str)
         self.work.mkdir(parents=True, exist_ok=True)
@@ -136,15 +141,16 @@ class Experiment:
             out.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(toml(recipe))
             resume = ["--resume"] if (out / "checkpoint").exists() else []
-            common = ["--data", self.train_text, "--recipe", file, "-o", out, "--json", "--dtype", self.args.dtype, *self.threads()]
+            common = ["--data", self.train_text, "--recipe", file, "-o", out, "--json", "--dtype", self.args.dtype, *self.where()]
             said = self.loopc("train", start, *common, *resume)
             if not json.loads(said)["finished"]:
                 sys.exit("experiments.py: stopped; run again to go on")
             report.write_text(said)
         return out / "checkpoint"
 
-    def threads(self):
-        return ["--threads", self.args.threads] if self.args.threads else []
+    def where(self):
+        threads = ["--threads", self.args.threads] if self.args.threads else []
+        return ["--device", self.args.device, *threads]
 
     def evaluate(self, model, name, out):
         """Loss on the held-out chapters by context."""
@@ -153,7 +159,7 @@ class Experiment:
             file = out / f"eval-{name}-{context}.json"
             if not file.exists():
                 limit = ["--max-tokens", self.args.eval_tokens] if self.args.eval_tokens else []
-                words = ["--text", self.held_out, "--context", context, "--json", *limit, *self.threads()]
+                words = ["--text", self.held_out, "--context", context, "--json", *limit, *self.where()]
                 said = self.loopc("eval", model, *words)
                 out.mkdir(parents=True, exist_ok=True)
                 file.write_text(said)
@@ -174,21 +180,24 @@ class Experiment:
         """Results by name, of one seed."""
         args, out = self.args, self.work / f"seed-{seed}"
         base = self.base(seed, out)
+        results = {}
         # What no seed has touched is the same for all of them.
-        untrained = self.work / "pretrained" if args.pretrained else out
-        untrained.mkdir(parents=True, exist_ok=True)
-        results = {"base": self.evaluate(base, "base", untrained)}
+        with self.shared if args.pretrained else contextlib.nullcontext():
+            untrained = self.work / "pretrained" if args.pretrained else out
+            untrained.mkdir(parents=True, exist_ok=True)
+            results["base"] = self.evaluate(base, "base", untrained)
+            for mode in args.modes:
+                loop = untrained / mode
+                if not loop.exists():
+                    words = ["--mode", mode, "--window", args.window, "--gate-bias", args.gate_bias, "-o", loop]
+                    self.loopc("retrofit", base, *words)
+                results[mode] = self.evaluate(loop, mode, untrained)
         for recipe in args.base_recipes:
             trained = self.train(base, out / f"base-{recipe}", recipe, args.steps, seed)
             results[f"base {recipe}"] = self.evaluate(trained, f"base-{recipe}", out)
         for mode in args.modes:
-            loop = untrained / mode
-            if not loop.exists():
-                words = ["--mode", mode, "--window", args.window, "--gate-bias", args.gate_bias, "-o", loop]
-                self.loopc("retrofit", base, *words)
-            results[mode] = self.evaluate(loop, mode, untrained)
             for recipe in ["run1", "run2"]:
-                trained = self.train(loop, out / f"{mode}-{recipe}", recipe, args.steps, seed)
+                trained = self.train(untrained / mode, out / f"{mode}-{recipe}", recipe, args.steps, seed)
                 results[f"{mode} {recipe}"] = self.evaluate(trained, f"{mode}-{recipe}", out)
         return results
 
@@ -219,7 +228,7 @@ def what(name):
 
 def tables(args, by_seed):
     """Differences are taken seed by seed: what seeds have in common does not count as spread."""
-    names = list(next(iter(by_seed.values())))
+    names = ["base", *(f"base {r}" for r in args.base_recipes), *(m + r for m in args.modes for r in ["", " run1", " run2"])]
     for context in args.contexts:
         print(f"### Held-out loss at context {context}\n")
         print("| model | loss, nats a token | less than the base | less than the base with its norms trained | perplexity | mean gate |")
@@ -240,8 +249,8 @@ def tables(args, by_seed):
 def settings(args):
     seeds = ", ".join(map(str, args.seeds))
     base = "a pretrained base" if args.pretrained else f"a base of {args.base_steps} steps from scratch"
-    print(f"Seeds {seeds}; {base}; every other training {args.steps} steps of {args.tokens_per_step} tokens in {args.dtype}; evaluated in f32; window")
-    print(f"{args.window}; gates start at sigmoid({args.gate_bias:g}). Means over seeds, in parentheses the least and the most. In `less than`, above 0 is better.\n")
+    print(f"Seeds {seeds}; {base}; every other training {args.steps} steps of {args.tokens_per_step} tokens in {args.dtype} on {args.device};")
+    print(f"evaluated in f32; window {args.window}; gates start at sigmoid({args.gate_bias:g}). Means over seeds, in parentheses the least and the most. In `less than`, above 0 is better.\n")
 
 
 def arguments():
@@ -267,6 +276,8 @@ def arguments():
     p.add_argument("--pretrained", type=pathlib.Path, help="a folder to start from instead of a base from scratch")
     p.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="of training; evaluations are in f32")
     p.add_argument("--threads", type=int)
+    p.add_argument("--device", default="cpu", help="where `loopc` runs")
+    p.add_argument("--at-once", type=int, default=1, help="seeds side by side")
     args = p.parse_args()
     if args.base_recipes is None:
         args.base_recipes = ["run2"] if args.pretrained else ["run2", "all"]
@@ -285,7 +296,8 @@ def main():
     args = arguments()
     experiment = Experiment(args)
     experiment.prepare()
-    by_seed = {seed: experiment.seed(seed) for seed in args.seeds}
+    with ThreadPoolExecutor(args.at_once) as pool:
+        by_seed = dict(zip(args.seeds, pool.map(experiment.seed, args.seeds)))
     (args.work / "results.json").write_text(json.dumps(by_seed, indent=1))
     settings(args)
     tables(args, by_seed)
