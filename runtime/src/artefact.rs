@@ -87,7 +87,7 @@ pub struct GpuKernel {
 }
 
 /// Functions that run one after the other and together are the kernel.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Variant {
     /// Only where this size is at most so large.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -106,7 +106,7 @@ pub struct Variant {
 
 /// One function of the module. Its parameters, in order: a pointer for each of the launch's buffers, one for each workspace, one to the
 /// counters if there are any, B, T, S and C as i32, then its tensor maps by value.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
     pub function: String,
     /// Tiles: the product of `ceil(size / block)`, one block of threads each (x alone).

@@ -39,10 +39,10 @@ fn gpu_kernel(name: &str) -> GpuKernel {
     };
     let variant = |at_most| Variant {
         at_most,
-        multiples: vec![],
         workspaces: vec![size(1024, &["B"])],
         counters: 5,
         steps: vec![step.clone()],
+        ..Variant::default()
     };
     GpuKernel {
         name: name.into(),

@@ -57,21 +57,19 @@ fn artefact() -> Artefact {
     let kernel = |name: &str, function: &str, workspaces: Vec<Size>, counters, shared| GpuKernel {
         name: name.into(),
         variants: vec![Variant {
-            at_most: None,
-            multiples: vec![],
             workspaces,
             counters,
             steps: vec![Step {
                 function: function.into(),
                 tiles: vec![(size(1, &["B", "T"]), 256)],
-                more_tiles: vec![],
                 per_multiprocessor: 2,
                 threads: 128,
                 shared,
                 cluster: 2,
                 overlap: true,
-                maps: vec![],
+                ..Step::default()
             }],
+            ..Variant::default()
         }],
     };
     let tensor = |name: &str, scale: Option<&str>| TensorRef {

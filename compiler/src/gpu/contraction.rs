@@ -9,7 +9,7 @@
 
 use ir::plan::{Contraction, Expr, Kernel, Reduction, Rhs, Stage};
 use ir::{DType, Size};
-use runtime::artefact::{GpuKernel, Step, Variant};
+use runtime::artefact::Step;
 
 use super::epilogue::{Tile, clamped, is_per_column};
 use super::ptx::{self, F32, I32, Params, Signature};
@@ -43,29 +43,15 @@ pub fn emit(kernel: &Kernel, c: &Contraction, target: &Target) -> Emitted {
     let text = ptx::function(&kernel.name, signature, |e, params| block(e, kernel, c, params));
     let products = 1 + i64::from(c.also.is_some());
     let shared = DEPTH * PITCH * (1 + products) + TILE * PITCH * products + TILE;
-    Emitted {
-        kernel: GpuKernel {
-            name: kernel.name.clone(),
-            variants: vec![Variant {
-                at_most: None,
-                multiples: vec![],
-                workspaces: vec![],
-                counters: 0,
-                steps: vec![Step {
-                    function: kernel.name.clone(),
-                    tiles: tiles(&grid),
-                    more_tiles: vec![],
-                    per_multiprocessor: 0,
-                    threads: THREADS as u32,
-                    shared: (shared * 4) as u32,
-                    cluster: 0,
-                    overlap: target.hopper,
-                    maps: vec![],
-                }],
-            }],
-        },
-        functions: vec![(kernel.name.clone(), text)],
-    }
+    let step = Step {
+        function: kernel.name.clone(),
+        tiles: tiles(&grid),
+        threads: THREADS as u32,
+        shared: (shared * 4) as u32,
+        overlap: target.hopper,
+        ..Step::default()
+    };
+    Emitted::one(&kernel.name, step, text)
 }
 
 /// What all parts of a block know.

@@ -52,21 +52,16 @@ pub fn variant(kernel: &Kernel, c: &Contraction, rows: i64, name: &str, target: 
     let step = Step {
         function: name.to_string(),
         tiles: tiles(&[(kernel.cols.clone(), columns)]),
-        more_tiles: vec![],
-        per_multiprocessor: 0,
         threads: THREADS as u32,
         shared: (WARPS * rows * (products * columns + 1) * 4) as u32,
-        cluster: 0,
         overlap: target.hopper,
-        maps: vec![],
+        ..Step::default()
     };
     let all = Size::product(&kernel.outer[c.batch..]);
     let variant = Variant {
         at_most: Some((pipeline::size(&all), rows)),
-        multiples: vec![],
-        workspaces: vec![],
-        counters: 0,
         steps: vec![step],
+        ..Variant::default()
     };
     (variant, text)
 }

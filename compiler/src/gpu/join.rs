@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use ir::plan::{BufferKind, Kernel, Plan};
-use runtime::artefact::{GpuKernel, Step, Variant};
+use runtime::artefact::Step;
 
 use super::map::{self, Shape};
 use super::ptx::{self, I32, Signature};
@@ -90,29 +90,16 @@ pub fn emit(name: &str, kernels: &[Kernel], target: &Target) -> Emitted {
         part(e, &parts, &params.buffers, &params.symbols, block, zero);
     });
     let grids: Vec<_> = kernels.iter().zip(&shapes).map(|(k, s)| tiles(&s.grid(k))).collect();
-    Emitted {
-        kernel: GpuKernel {
-            name: name.to_string(),
-            variants: vec![Variant {
-                at_most: None,
-                multiples: vec![],
-                workspaces: vec![],
-                counters: 0,
-                steps: vec![Step {
-                    function: function.clone(),
-                    tiles: grids[0].clone(),
-                    more_tiles: grids[1..].to_vec(),
-                    per_multiprocessor: 0,
-                    threads: map::THREADS as u32,
-                    shared: kernels.iter().zip(&shapes).map(|(k, s)| s.shared(k)).max().unwrap_or(0),
-                    cluster: 0,
-                    overlap: target.hopper,
-                    maps: vec![],
-                }],
-            }],
-        },
-        functions: vec![(function, text)],
-    }
+    let step = Step {
+        function,
+        tiles: grids[0].clone(),
+        more_tiles: grids[1..].to_vec(),
+        threads: map::THREADS as u32,
+        shared: kernels.iter().zip(&shapes).map(|(k, s)| s.shared(k)).max().unwrap_or(0),
+        overlap: target.hopper,
+        ..Step::default()
+    };
+    Emitted::one(name, step, text)
 }
 
 /// The first of these kernels, if the block is one of its own, which begin at `begin`; else the others.

@@ -29,7 +29,7 @@ use std::collections::BTreeSet;
 
 use ir::Size;
 use ir::plan::{Contraction, Kernel, Plan, Rhs};
-use runtime::artefact::{self, GpuKernel, Join, Variant};
+use runtime::artefact::{self, GpuKernel, Join, Step, Variant};
 
 use self::tuning::{Space, Table, Tuning, Way};
 
@@ -44,6 +44,20 @@ pub struct Emitted {
 }
 
 impl Emitted {
+    /// One function, for all sizes.
+    fn one(name: &str, step: Step, text: String) -> Emitted {
+        Emitted {
+            functions: vec![(step.function.clone(), text)],
+            kernel: GpuKernel {
+                name: name.to_string(),
+                variants: vec![Variant {
+                    steps: vec![step],
+                    ..Variant::default()
+                }],
+            },
+        }
+    }
+
     /// Another way that goes before those that are there; if it has no condition, nothing is left for them.
     fn before_all(&mut self, variant: Variant, name: String, text: String, always: bool) {
         if always {

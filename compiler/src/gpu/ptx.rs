@@ -114,7 +114,7 @@ pub fn wait_for_earlier(e: &mut Emit) {
 /// one reads weights meanwhile: behind products. Elsewhere it was measured to cost time (docs/notes/2026-11-26-cuda.md).
 ///
 /// Only behind `wait_for_earlier`: a multiprocessor forgets what it has cached when a function begins on it, not when it waits. Were two
-/// functions ahead, lines that an earlier one read of memory that is written anew in between would be stale for the later one.
+/// functions lines that an earlier one read of memory that is written anew in between would be stale for the later one.
 pub fn let_next_begin(e: &mut Emit) {
     asm(e, "griddepcontrol.launch_dependents;", "", &[], &[]);
 }

@@ -170,13 +170,9 @@ mod tests {
         Step {
             function: "f".into(),
             tiles: vec![(size(1, &["T"]), 128), (size(300, &[]), 256)],
-            more_tiles: vec![],
-            per_multiprocessor: 0,
             threads: 384,
             shared: 200 << 10,
-            cluster: 0,
-            overlap: false,
-            maps: vec![],
+            ..Step::default()
         }
     }
 
@@ -203,7 +199,7 @@ mod tests {
             },
             workspaces: vec![size(4, &["T"]), size(100, &[])],
             counters: limit.unwrap_or(0) as u32,
-            steps: vec![],
+            ..Variant::default()
         };
         let kernel = GpuKernel {
             name: "k".into(),
@@ -250,11 +246,9 @@ mod tests {
     #[test]
     fn parameters_in_their_order() {
         let variant = Variant {
-            at_most: None,
-            multiples: vec![],
             workspaces: vec![size(1, &[]); 2],
             counters: 3,
-            steps: vec![],
+            ..Variant::default()
         };
         let at = Addresses::new(
             &[2, 0],

@@ -14,7 +14,7 @@ mod reduce;
 
 use ir::Size;
 use ir::plan::{Access, Expr, ExprId, Kernel, Stage};
-use runtime::artefact::{GpuKernel, Step, Variant};
+use runtime::artefact::Step;
 
 use super::accumulate::{self, Accumulation};
 use super::ptx::{self, I32, Signature};
@@ -152,29 +152,15 @@ pub fn emit(kernel: &Kernel, target: &Target) -> Emitted {
         let body = shape.body(kernel, params.buffers, params.symbols);
         shape.emit(e, &body, block);
     });
-    Emitted {
-        kernel: GpuKernel {
-            name: kernel.name.clone(),
-            variants: vec![Variant {
-                at_most: None,
-                multiples: vec![],
-                workspaces: vec![],
-                counters: 0,
-                steps: vec![Step {
-                    function: kernel.name.clone(),
-                    tiles: tiles(&shape.grid(kernel)),
-                    more_tiles: vec![],
-                    per_multiprocessor: 0,
-                    threads: THREADS as u32,
-                    shared: shape.shared(kernel),
-                    cluster: 0,
-                    overlap: target.hopper,
-                    maps: vec![],
-                }],
-            }],
-        },
-        functions: vec![(kernel.name.clone(), text)],
-    }
+    let step = Step {
+        function: kernel.name.clone(),
+        tiles: tiles(&shape.grid(kernel)),
+        threads: THREADS as u32,
+        shared: shape.shared(kernel),
+        overlap: target.hopper,
+        ..Step::default()
+    };
+    Emitted::one(&kernel.name, step, text)
 }
 
 /// Where, what and whether.

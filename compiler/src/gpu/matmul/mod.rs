@@ -115,20 +115,18 @@ fn way(kernel: &Kernel, c: &Contraction, shape: Shape, name: &str) -> (Variant, 
             (kernel.cols.clone(), columns),
             (Size::from(shape.cluster), 1),
         ]),
-        more_tiles: vec![],
         per_multiprocessor: 1,
         threads: THREADS as u32,
         shared: shape.shared() as u32,
         cluster: if shape.cluster > 1 { shape.cluster as u32 } else { 0 },
         overlap: true,
         maps,
+        ..Step::default()
     });
     let variant = Variant {
-        at_most: None,
-        multiples: vec![],
         workspaces: workspaces.iter().map(size).collect(),
-        counters: 0,
         steps,
+        ..Variant::default()
     };
     (variant, functions)
 }

@@ -77,13 +77,9 @@ pub fn rounding(kernel: &Kernel, c: &Contraction, name: &str) -> (Step, (String,
     let step = Step {
         function: name.to_string(),
         tiles: tiles(&[(rows.clone(), THREADS / 32)]),
-        more_tiles: vec![],
-        per_multiprocessor: 0,
         threads: THREADS as u32,
-        shared: 0,
-        cluster: 0,
         overlap: true,
-        maps: vec![],
+        ..Step::default()
     };
     (step, (name.to_string(), text))
 }

@@ -283,9 +283,7 @@ mod tests {
             let variant = Variant {
                 at_most: most.map(|n| (size_of_rows(), n)),
                 multiples: if multiple { vec![(size_of_rows(), 8)] } else { vec![] },
-                workspaces: vec![],
-                counters: 0,
-                steps: vec![],
+                ..Variant::default()
             };
             Way::new(name, variant, name.to_string(), String::new())
         };

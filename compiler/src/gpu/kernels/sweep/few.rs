@@ -140,16 +140,13 @@ pub fn variant(kernel: &Kernel, sweep: &Sweep, name: &str, target: &Target) -> O
             (Size::product(&kernel.outer[..sweep.batch]), 1),
             (most.clone(), plan.keys()),
         ]),
-        more_tiles: vec![],
         per_multiprocessor: AT_ONCE as u32,
         threads: THREADS as u32,
         shared: (((WARPS + 1) * plan.part() + 1) * 4) as u32,
-        cluster: 0,
         overlap: target.hopper,
-        maps: vec![],
+        ..Step::default()
     };
     let variant = Variant {
-        at_most: None,
         multiples: even.iter().map(|s| (pipeline::size(s), LOAD)).collect(),
         workspaces: vec![artefact::Size {
             coef: MOST * plan.part() * 4,
@@ -157,6 +154,7 @@ pub fn variant(kernel: &Kernel, sweep: &Sweep, name: &str, target: &Target) -> O
         }],
         counters: MOST as u32,
         steps: vec![step],
+        ..Variant::default()
     };
     Some((variant, text))
 }

@@ -291,20 +291,17 @@ pub fn variant(kernel: &Kernel, sweep: &Sweep, name: &str, target: &Target) -> O
             (heads.into(), 1),
             (rows[rows.len() - 1].clone(), plan.tokens()),
         ]),
-        more_tiles: vec![],
         per_multiprocessor: 1,
         threads: THREADS as u32,
         shared: plan.bytes() as u32,
-        cluster: 0,
         overlap: true,
         maps,
+        ..Step::default()
     };
     let variant = Variant {
-        at_most: None,
         multiples: even.iter().map(|s| (pipeline::size(s), 8)).collect(),
-        workspaces: vec![],
-        counters: 0,
         steps: vec![step],
+        ..Variant::default()
     };
     Some((variant, text))
 }

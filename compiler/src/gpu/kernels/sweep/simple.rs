@@ -9,7 +9,7 @@
 
 use ir::plan::{Kernel, Segment, Sweep};
 use ir::{DType, Size};
-use runtime::artefact::{GpuKernel, Step, Variant};
+use runtime::artefact::Step;
 
 use super::super::super::ptx::{self, F32, I32, Params, Signature};
 use super::super::super::{Emitted, Target, math, tiles};
@@ -30,29 +30,15 @@ pub fn emit(kernel: &Kernel, sweep: &Sweep, target: &Target) -> Emitted {
         ..Signature::default()
     };
     let text = ptx::function(&kernel.name, signature, |e, params| block(e, kernel, sweep, params));
-    Emitted {
-        kernel: GpuKernel {
-            name: kernel.name.clone(),
-            variants: vec![Variant {
-                at_most: None,
-                multiples: vec![],
-                workspaces: vec![],
-                counters: 0,
-                steps: vec![Step {
-                    function: kernel.name.clone(),
-                    tiles: tiles(&[(Size::product(&kernel.outer), ROWS)]),
-                    more_tiles: vec![],
-                    per_multiprocessor: 0,
-                    threads: THREADS as u32,
-                    shared: (ROWS * sweep.depth * 4) as u32,
-                    cluster: 0,
-                    overlap: target.hopper,
-                    maps: vec![],
-                }],
-            }],
-        },
-        functions: vec![(kernel.name.clone(), text)],
-    }
+    let step = Step {
+        function: kernel.name.clone(),
+        tiles: tiles(&[(Size::product(&kernel.outer), ROWS)]),
+        threads: THREADS as u32,
+        shared: (ROWS * sweep.depth * 4) as u32,
+        overlap: target.hopper,
+        ..Step::default()
+    };
+    Emitted::one(&kernel.name, step, text)
 }
 
 /// One row's warp.

@@ -267,20 +267,17 @@ pub fn variant(kernel: &Kernel, g: &SweepGradient, name: &str, target: &Target) 
     let step = Step {
         function: name.to_string(),
         tiles: tiles(&[(plan.points.into(), 1), (plan.tokens.into(), KEYS)]),
-        more_tiles: vec![],
         per_multiprocessor: 1,
         threads: THREADS as u32,
         shared: plan.bytes() as u32,
-        cluster: 0,
         overlap: true,
         maps,
+        ..Step::default()
     };
     let variant = Variant {
-        at_most: None,
-        multiples: vec![],
-        workspaces: vec![],
         counters: (plan.points * g.groups * plan.row_blocks()) as u32,
         steps: vec![step],
+        ..Variant::default()
     };
     Some((variant, text))
 }

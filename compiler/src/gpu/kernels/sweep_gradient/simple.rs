@@ -47,24 +47,17 @@ pub fn emit(kernel: &Kernel, g: &SweepGradient, target: &Target) -> Emitted {
         steps.push(Step {
             function: name,
             tiles: tiles(&[(size, WARPS)]),
-            more_tiles: vec![],
-            per_multiprocessor: 0,
             threads: THREADS as u32,
-            shared: 0,
-            cluster: 0,
             overlap: target.hopper,
-            maps: vec![],
+            ..Step::default()
         });
     }
     Emitted {
         kernel: GpuKernel {
             name: kernel.name.clone(),
             variants: vec![Variant {
-                at_most: None,
-                multiples: vec![],
-                workspaces: vec![],
-                counters: 0,
                 steps,
+                ..Variant::default()
             }],
         },
         functions,
