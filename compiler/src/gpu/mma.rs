@@ -93,20 +93,15 @@ pub fn variant(kernel: &Kernel, c: &Contraction, even: &[Size], name: &str, targ
     let step = Step {
         function: name.to_string(),
         tiles: tiles(&grid),
-        more_tiles: vec![],
-        per_multiprocessor: 0,
         threads: THREADS as u32,
         shared: (STAGES * 2 * SIDE).max(TILE * PITCH * 4) as u32,
-        cluster: 0,
         overlap: target.hopper,
-        maps: vec![],
+        ..Step::default()
     };
     let variant = Variant {
-        at_most: None,
         multiples: even.iter().map(|s| (pipeline::size(s), 8)).collect(),
-        workspaces: vec![],
-        counters: 0,
         steps: vec![step],
+        ..Variant::default()
     };
     (variant, text)
 }
@@ -183,10 +178,13 @@ fn blocks(e: &mut Emit, n: Val, tile: i64) -> Val {
     e.truncate_int(n, Elem::I32)
 }
 
+/// Chunks that a row's number mixes among each other.
+pub const SWIZZLED: i64 = 8;
+
 /// Byte of chunk `chunk` of row `row`, rows of 8 or 16 chunks: the swizzle lets eight rows of one chunk lie in eight banks' groups.
 pub fn place(e: &mut Emit, row: Val, chunk: Val, chunks: i64) -> Val {
-    let seven = e.int(7, I32);
-    let turn = e.and(row, seven);
+    let low = e.int(SWIZZLED - 1, I32);
+    let turn = e.and(row, low);
     let chunk = e.op(I32, &format!("arith.xori {chunk}, {turn} : i32"));
     let chunks = e.int(chunks, I32);
     let at = e.mul(row, chunks);

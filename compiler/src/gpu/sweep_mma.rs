@@ -7,19 +7,19 @@
 //!           s = q k; mask at the edges alone; p = 2^(s - max); o = o * 2^(max before - max) + p v
 //!       the kernel's stages on o / l, in registers
 //!
-//! Accumulators of all segments stay in registers: two at most. Fewer rows than a tile are computed all the same.
+//! Results of all segments stay in registers: two segments at most. Fewer rows than a tile are computed all the same.
 
 use ir::plan::{Kernel, Reduction, Rows, Segment, Stage, Sweep};
 use ir::{DType, Size};
 use runtime::artefact::{Step, Variant};
 
 use super::epilogue::clamped;
-use super::mma::{lane_bits, place};
+use super::mma::{SWIZZLED, lane_bits, place};
 use super::ptx::{self, F32, I32, Params, Signature};
 use super::{Target, math, tiles};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 use crate::pipeline;
-use crate::scalar::{Body, Columns, Math, Point};
+use crate::scalar::{Body, Columns, Math, Point, widen};
 
 const THREADS: i64 = 128;
 /// Rows of a block, and keys of a step.
@@ -69,20 +69,15 @@ pub fn variant(kernel: &Kernel, sweep: &Sweep, even: &[Size], name: &str, target
     let step = Step {
         function: name.to_string(),
         tiles: tiles(&grid(kernel, sweep)),
-        more_tiles: vec![],
-        per_multiprocessor: 0,
         threads: THREADS as u32,
         shared: (TILE * sweep.depth * 2 + 2 * TILE * (sweep.depth + cols) * 2) as u32,
-        cluster: 0,
         overlap: target.hopper,
-        maps: vec![],
+        ..Step::default()
     };
     let variant = Variant {
-        at_most: None,
         multiples: even.iter().map(|s| (pipeline::size(s), 8)).collect(),
-        workspaces: vec![],
-        counters: 0,
         steps: vec![step],
+        ..Variant::default()
     };
     (variant, text)
 }
@@ -93,6 +88,13 @@ struct State {
     o: Vec<Val>,
     max: [Val; 2],
     mass: [Val; 2],
+}
+
+/// What a segment came to, by half (rows g and g + 8).
+struct Ended {
+    /// Tile by tile of 8 columns: o / l as two f32, or, where another segment follows, as a pair of bf16.
+    means: Vec<[Val; 2]>,
+    lse: [Val; 2],
 }
 
 struct Block<'b, 'k> {
@@ -163,14 +165,15 @@ fn block(e: &mut Emit, kernel: &Kernel, sweep: &Sweep, params: Params) {
         body: &body,
     };
     b.queries(e);
-    let mut states: Vec<State> = vec![];
+    let (mut states, mut results): (Vec<State>, Vec<Ended>) = (vec![], vec![]);
     for (i, segment) in sweep.segments.iter().enumerate() {
         e.comment(&format!("segment {i}"));
         let before = segment.after.map(|a| states[a].clone());
         let state = b.segment(e, segment, before);
+        results.push(b.ended(e, &state, i + 1 == sweep.segments.len()));
         states.push(state);
     }
-    b.stages(e, &states);
+    b.stages(e, &results);
 }
 
 /// Of numbers that 32 bits hold.
@@ -363,11 +366,13 @@ impl Block<'_, '_> {
         let nothing = e.f32(0.0, F32);
         let mut acc = vec![nothing; (TILE / 8 * 4) as usize];
         let chunks = self.depth / 8;
+        let pitch = e.int(16 * chunks, I32);
+        let queries = e.mul(self.warp_row, pitch);
+        let queries = e.add(self.shared, queries);
         for k in 0..self.depth / 16 {
-            let a = self.fragments(e, self.shared, self.warp_row, 2 * k, chunks, Order::Rows);
+            let a = self.fragments(e, queries, 0, 2 * k, chunks, Order::Rows);
             for pair in 0..TILE / 16 {
-                let row = e.int(16 * pair, I32);
-                let b = self.fragments(e, stage, row, 2 * k, chunks, Order::Columns);
+                let b = self.fragments(e, stage, 16 * pair, 2 * k, chunks, Order::Columns);
                 for half in 0..2 {
                     let at = (2 * pair + half) as usize * 4;
                     let pair = &b[2 * half as usize..2 * half as usize + 2];
@@ -469,8 +474,7 @@ impl Block<'_, '_> {
             let at = (step * 8) as usize;
             let a: Vec<Val> = [0, 2, 4, 6].map(|i| pair(e, p[at + i], p[at + i + 1])).to_vec();
             for pair in 0..self.cols / 16 {
-                let row = e.int(16 * step, I32);
-                let b = self.fragments(e, values, row, 2 * pair, self.cols / 8, Order::Turned);
+                let b = self.fragments(e, values, 16 * step, 2 * pair, self.cols / 8, Order::Turned);
                 for half in 0..2 {
                     let at = (2 * pair + half) as usize * 4;
                     let sums = ptx::mma_bf16(e, &a, &b[2 * half as usize..2 * half as usize + 2], &o[at..at + 4]);
@@ -481,8 +485,9 @@ impl Block<'_, '_> {
         State { o, max, mass }
     }
 
-    /// Four matrices from rows `row..row + 16` and chunks `chunk`, `chunk + 1` of a tile.
-    fn fragments(&self, e: &mut Emit, tile: Val, row: Val, chunk: i64, chunks: i64, order: Order) -> Vec<Val> {
+    /// Four matrices from rows `row..row + 16` and chunks `chunk`, `chunk + 1` of a tile; `row` is a multiple of 16, `chunk` even. What the
+    /// swizzle leaves alone is a constant behind one of four addresses: those of all steps would take the registers of a whole accumulator.
+    fn fragments(&self, e: &mut Emit, tile: Val, row: i64, chunk: i64, chunks: i64, order: Order) -> Vec<Val> {
         let (row_bits, chunk_bits) = match order {
             // (low rows, first), (high, first), (low, second), (high, second)
             Order::Rows | Order::Turned => ((0, 4), (4, 1)),
@@ -495,17 +500,54 @@ impl Block<'_, '_> {
             let high = e.shl(high, 3);
             at = e.or(at, high);
         }
-        let row = e.add(row, at);
-        let first = e.int(chunk, I32);
+        let (near, far) = (chunk % SWIZZLED, chunk / SWIZZLED * SWIZZLED);
+        let near = e.int(near, I32);
         let chunk = lane_bits(e, self.lane, chunk_bits.0, chunk_bits.1);
-        let chunk = e.add(chunk, first);
-        let at = place(e, row, chunk, chunks);
+        let chunk = e.add(chunk, near);
+        let at = place(e, at, chunk, chunks);
         let at = e.add(tile, at);
+        let constant = e.int(16 * (row * chunks + far), I32);
+        let at = e.add(at, constant);
         ptx::load_matrices(e, at, matches!(order, Order::Turned))
     }
 
+    /// Two accumulators in f32 leave no registers for a step: only the last segment's result stays one.
+    fn ended(&self, e: &mut Emit, state: &State, is_last: bool) -> Ended {
+        let nothing = e.f32(0.0, F32);
+        let (mut shares, mut lse) = ([nothing; 2], [nothing; 2]);
+        for half in 0..2 {
+            let mut mass = state.mass[half];
+            for bits in [1, 2] {
+                let other = ptx::shuffle_xor(e, mass, bits);
+                mass = e.add(mass, other);
+            }
+            let seen = e.cmp(Cmp::Lt, nothing, mass);
+            let one_over = math::reciprocal(e, mass);
+            shares[half] = e.select(seen, one_over, nothing);
+            let log = math::log2(e, mass);
+            let log = e.add(log, state.max[half]);
+            let ln2 = e.f32(std::f32::consts::LN_2, F32);
+            let log = e.mul(log, ln2);
+            let lowest = e.f32(LOWEST, F32);
+            lse[half] = e.select(seen, log, lowest);
+        }
+        let means = state.o.chunks(4).map(|tile| {
+            [0, 1].map(|half| {
+                let both = [0, 1].map(|i| e.mul(tile[2 * half + i], shares[half]));
+                match is_last {
+                    true => e.vector(&both),
+                    false => pair(e, both[0], both[1]),
+                }
+            })
+        });
+        Ended {
+            means: means.collect(),
+            lse,
+        }
+    }
+
     /// The kernel's stages on each segment's o / l: rows g and g + 8 of the warp, columns 2 c and 2 c + 1 of each tile of 8.
-    fn stages(&self, e: &mut Emit, states: &[State]) {
+    fn stages(&self, e: &mut Emit, results: &[Ended]) {
         let (g, c) = (lane_bits(e, self.lane, 2, 3), lane_bits(e, self.lane, 0, 2));
         let c = e.shl(c, 1);
         let c = e.extend_signed(c, Elem::I64);
@@ -519,32 +561,17 @@ impl Block<'_, '_> {
             let index = self.index(e, row);
             let mut point = self.body.point(index);
             let half = half as usize;
-            let mut inverse = vec![];
-            for state in states {
-                let mut mass = state.mass[half];
-                for bits in [1, 2] {
-                    let other = ptx::shuffle_xor(e, mass, bits);
-                    mass = e.add(mass, other);
-                }
-                let nothing = e.f32(0.0, F32);
-                let seen = e.cmp(Cmp::Lt, nothing, mass);
-                let one_over = math::reciprocal(e, mass);
-                inverse.push(e.select(seen, one_over, nothing));
-                let log = math::log2(e, mass);
-                let log = e.add(log, state.max[half]);
-                let ln2 = e.f32(std::f32::consts::LN_2, F32);
-                let log = e.mul(log, ln2);
-                let lowest = e.f32(LOWEST, F32);
-                point.lse.push(e.select(seen, log, lowest));
-            }
+            point.lse.extend(results.iter().map(|r| r.lse[half]));
             let columns = |e: &mut Emit, tile: i64| {
                 let first = e.i64(8 * tile);
                 let first = e.add(first, c);
                 let mut cols = Columns::new(first, None, None);
-                for (state, inverse) in states.iter().zip(&inverse) {
-                    let at = (4 * tile) as usize + 2 * half;
-                    let both = [state.o[at], state.o[at + 1]].map(|x| e.mul(x, *inverse));
-                    cols.swept.push(e.vector(&both));
+                for (i, result) in results.iter().enumerate() {
+                    let mean = result.means[tile as usize][half];
+                    cols.swept.push(match i + 1 == results.len() {
+                        true => mean,
+                        false => unpaired(e, mean),
+                    });
                 }
                 cols
             };
@@ -632,4 +659,11 @@ fn pair(e: &mut Emit, low: Val, high: Val) -> Val {
     // A vector of one i32.
     let bits = e.bitcast(both, Ty::vector(Elem::I32, 1));
     e.extract(bits, 0)
+}
+
+/// The two as a vector of f32.
+fn unpaired(e: &mut Emit, bits: Val) -> Val {
+    let both = e.vector(&[bits]);
+    let both = e.bitcast(both, Ty::vector(Elem::I16, 2));
+    widen(e, both, DType::BF16)
 }

@@ -14,19 +14,6 @@ use crate::describe;
 /// Registers of a multiprocessor.
 const REGISTERS: u32 = 65536;
 
-/// What is known to spill, and how many bytes of it at most: attention with heads of 128.
-const SPILL: [(&str, u32); 4] = [
-    ("layer_128_mma", 64),
-    ("two_passes_128_mma", 56),
-    ("layer_128_flash", 88),
-    ("two_passes_128_flash", 88),
-];
-
-/// Bytes that a function may spill.
-fn allowed(function: &str) -> u32 {
-    SPILL.iter().find(|(name, _)| *name == function).map_or(0, |s| s.1)
-}
-
 /// What the assembler says of one function.
 #[derive(Clone, Debug, Default)]
 struct Told {
@@ -84,8 +71,7 @@ pub fn faults(name: &str, target: &str, text: &str, kernels: &[GpuKernel]) -> Ve
             faults.push(format!("{}: the assembler does not tell of it", step.function));
             continue;
         };
-        let most = allowed(&step.function);
-        if t.spills > most || (t.stack > 0 && most == 0) {
+        if t.spills > 0 || t.stack > 0 {
             faults.push(format!("{}: {t:?}", step.function));
         }
         // Registers are given out by eights.
@@ -157,7 +143,7 @@ fn machine_code(cubin: &Path, kernels: &[GpuKernel], tree: &Tree) -> Vec<String>
             }
         }
         for local in ["LDL", "STL"] {
-            if has(local) && allowed(&step.function) == 0 {
+            if has(local) {
                 faults.push(format!("{}: {local}, local memory", step.function));
             }
         }

@@ -18,6 +18,9 @@ use crate::scalar::widen;
 
 /// Columns of a chunk.
 const CHUNK: i64 = 8;
+/// Bits of its row that mix a chunk of bf16, and of f32: eight chunks, and four, are all banks.
+const PARKED: u32 = 3;
+const TURNED: u32 = 2;
 
 impl Consumer<'_, '_> {
     fn is_read(&self, segment: usize) -> bool {
@@ -30,17 +33,40 @@ impl Consumer<'_, '_> {
         if !self.is_read(segment) {
             return;
         }
-        for (second, share) in [(0, shares[0]), (1, shares[1])] {
-            let (row, quad) = self.place(e, second);
-            for chunk in 0..self.b.plan.cols() / CHUNK {
-                let pair = [0, 1].map(|i| e.mul(acc.o[(4 * chunk + 2 * second + i) as usize], share));
+        let (row, quad) = self.place(e, 0);
+        let chunks = self.chunks(e, PARKED, 16, |e, chunk| {
+            let at = self.parked(e, segment, row, chunk);
+            e.at(at, quad, Elem::I32)
+        });
+        // Eight rows further on mixing is the same.
+        let below = e.int(8 * self.b.plan.cols() * 2, I32);
+        for (second, share) in shares.into_iter().enumerate() {
+            for (chunk, at) in chunks.iter().enumerate() {
+                let pair = [0, 1].map(|i| e.mul(acc.o[4 * chunk + 2 * second + i], share));
                 let pair = hopper::pack_bf16(e, pair[0], pair[1]);
-                let chunk = e.int(chunk, I32);
-                let at = self.parked(e, segment, row, chunk);
-                let at = e.at(at, quad, Elem::I32);
+                let at = if second == 1 { e.at(*at, below, Elem::I8) } else { *at };
                 e.store(pair, at);
             }
         }
+    }
+
+    /// Pointers to all chunks of a row, so many bytes each, that are mixed by up to `most` bits. What mixing leaves alone is a constant behind
+    /// a few addresses: those of all chunks would stay in registers for a whole walk, which has none to spare.
+    fn chunks(&self, e: &mut Emit, most: u32, bytes: i64, pointer: impl Fn(&mut Emit, Val) -> Val) -> Vec<Val> {
+        let count = self.b.plan.cols() / CHUNK;
+        let mixed = 1 << count.trailing_zeros().min(most);
+        let near: Vec<Val> = (0..mixed)
+            .map(|chunk| {
+                let chunk = e.int(chunk, I32);
+                pointer(e, chunk)
+            })
+            .collect();
+        (0..count)
+            .map(|chunk| {
+                let more = e.int(chunk / mixed * mixed * bytes, I32);
+                e.at(near[(chunk % mixed) as usize], more, Elem::I8)
+            })
+            .collect()
     }
 
     /// A thread's first or second row in the warp group, and its number among those that share it, i32.
@@ -105,9 +131,9 @@ impl Consumer<'_, '_> {
     }
 
     /// Where a row's chunk lies among so many, mixed by up to `most` of the row's bits, i32.
-    fn mixed(&self, e: &mut Emit, row: Val, chunk: Val, most: i64) -> Val {
+    fn mixed(&self, e: &mut Emit, row: Val, chunk: Val, most: u32) -> Val {
         let chunks = self.b.plan.cols() / CHUNK;
-        let mask = (1 << chunks.trailing_zeros().min(most as u32)) - 1;
+        let mask = (1 << chunks.trailing_zeros().min(most)) - 1;
         let mask = e.int(mask, I32);
         let bits = e.and(row, mask);
         e.xor(chunk, bits)
@@ -121,7 +147,7 @@ impl Consumer<'_, '_> {
         let pitch = e.int(plan.cols() / CHUNK, I32);
         let at = self.of_block(e, row);
         let at = e.mul(at, pitch);
-        let chunk = self.mixed(e, row, chunk, 3);
+        let chunk = self.mixed(e, row, chunk, PARKED);
         let at = e.add(at, chunk);
         let bytes = e.shl(at, 4);
         e.at(base, bytes, Elem::I8)
@@ -139,7 +165,7 @@ impl Consumer<'_, '_> {
         let at = e.add(at, row);
         let pitch = e.int(plan.cols() / CHUNK, I32);
         let at = e.mul(at, pitch);
-        let chunk = self.mixed(e, row, chunk, 2);
+        let chunk = self.mixed(e, row, chunk, TURNED);
         let at = e.add(at, chunk);
         let bytes = e.shl(at, 5);
         e.at(base, bytes, Elem::I8)
@@ -167,18 +193,18 @@ impl Consumer<'_, '_> {
             .collect();
         // (row of eight, is it the second eight, results by vector)
         let mut rows: Vec<(Val, i64, Vec<Val>)> = vec![];
-        for (second, share) in [(0, shares[0]), (1, shares[1])] {
+        for (second, share) in shares.into_iter().enumerate() {
             if self.is_read(segment) {
                 let quad = e.int(3, I32);
                 let quad = e.and(lane, quad);
-                let row = e.shr(lane, 2);
-                for chunk in 0..plan.cols() / CHUNK {
-                    let pair = [0, 1].map(|i| e.mul(acc.o[(4 * chunk + 2 * second + i) as usize], share));
-                    let pair = e.vector(&pair);
-                    let chunk = e.int(chunk, I32);
+                let (row, column) = (e.shr(lane, 2), e.shl(quad, 1));
+                let chunks = self.chunks(e, TURNED, 32, |e, chunk| {
                     let at = self.turned(e, row, chunk);
-                    let column = e.shl(quad, 1);
-                    let at = e.at(at, column, Elem::F32);
+                    e.at(at, column, Elem::F32)
+                });
+                for (chunk, at) in chunks.into_iter().enumerate() {
+                    let pair = [0, 1].map(|i| e.mul(acc.o[4 * chunk + 2 * second + i], share));
+                    let pair = e.vector(&pair);
                     e.store_aligned(pair, at, 8);
                 }
             }
@@ -198,7 +224,7 @@ impl Consumer<'_, '_> {
                         e.load_aligned(at, Ty::vector(Elem::F32, body.lanes), 4 * body.lanes.min(4))
                     })
                     .collect();
-                rows.push((row, second, values));
+                rows.push((row, second as i64, values));
             }
             hopper::warp_barrier(e);
         }
