@@ -106,6 +106,7 @@ fn block(e: &mut Emit, kernel: &Kernel, c: &Contraction, params: Params) {
             sums,
             pitch: PITCH,
             squares: measures.then(|| place(e, sums_at(products, products))),
+            parts: (1, 0),
         },
         shared,
     };

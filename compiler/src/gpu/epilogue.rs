@@ -3,7 +3,7 @@
 //!     for row of the tile                              neighbouring threads take neighbouring columns
 //!       the kernel's stores on (row, column)
 
-use ir::plan::{Kernel, Stage};
+use ir::plan::{Expr, Kernel, Stage};
 
 use super::ptx::{F32, I32};
 use crate::mlir::emit::{Cmp, Elem, Emit, Val};
@@ -25,6 +25,19 @@ pub struct Tile<'b, 'k> {
     pub pitch: i64,
     /// The squares of each row, if the kernel asks for them.
     pub squares: Option<Val>,
+    /// Sums are so many parts, so many elements apart, to be added; a row's squares too, `height` apart.
+    pub parts: (i64, i64),
+}
+
+/// A thread's element of a tile.
+pub struct Element {
+    point: Point,
+    columns: Columns,
+    /// Row and column in the tile, i32.
+    row: Val,
+    column: Val,
+    /// Is it in the matrix?
+    is_there: Val,
 }
 
 /// `at`, or the last of n.
@@ -65,15 +78,32 @@ impl Tile<'_, '_> {
 
     /// Column `at` of the tile, which is the kernel's `column`, with its sums.
     pub fn columns(&self, e: &mut Emit, column: Val, row: Val, at: Val) -> Columns {
+        let mut cols = Columns::new(column, None, None);
+        self.sum(e, &mut cols, row, at);
+        cols
+    }
+
+    fn sum(&self, e: &mut Emit, cols: &mut Columns, row: Val, at: Val) {
         let mut sums = vec![];
         for p in 0..self.sums.len() {
             let place = self.sum_at(e, p, row, at);
-            let x = e.load(place, F32);
+            let x = self.all_parts(e, place, self.parts.1);
             sums.push(e.vector(&[x]));
         }
-        let mut cols = Columns::new(column, None, Some(sums[0]));
+        cols.acc = Some(sums[0]);
         cols.also = sums.get(1).copied();
-        cols
+    }
+
+    /// In the parts' order.
+    fn all_parts(&self, e: &mut Emit, first: Val, apart: i64) -> Val {
+        let mut sum = e.load(first, F32);
+        for part in 1..self.parts.0 {
+            let more = e.int(part * apart, I32);
+            let from = e.at(first, more, Elem::F32);
+            let x = e.load(from, F32);
+            sum = e.add(sum, x);
+        }
+        sum
     }
 
     /// Row `at` of the tile as a point, with its squares; behind the last row it is the last one again. And: is it there?
@@ -82,34 +112,89 @@ impl Tile<'_, '_> {
         let is_there = e.cmp(Cmp::Lt, row, self.rows);
         let row = clamped(e, row, self.rows);
         let mut point = self.point(e, row);
-        if let Some(squares) = self.squares {
-            let at = e.at(squares, at, Elem::F32);
-            point.squares = Some(e.load(at, F32));
-        }
+        self.measure(e, &mut point, at);
         (point, is_there)
     }
 
-    /// The kernel's stages on the tile whose first column is `column`: stores alone.
-    pub fn stores(&self, e: &mut Emit, column: Val) {
-        let width = e.int(self.width, I32);
-        let (at, part) = (e.rem(self.thread, width), e.div(self.thread, width));
-        let wanted = self.offset(e, column, at);
+    fn measure(&self, e: &mut Emit, point: &mut Point, row: Val) {
+        if let Some(squares) = self.squares {
+            let at = e.at(squares, row, Elem::F32);
+            point.squares = Some(self.all_parts(e, at, self.height));
+        }
+    }
+
+    /// Row and column of the tile whose first column is `first`; nothing of its sums is read.
+    fn element(&self, e: &mut Emit, first: Val, row: Val, column: Val) -> Element {
+        let wanted = self.offset(e, first, column);
         let inside = e.cmp(Cmp::Lt, wanted, self.cols);
         let wanted = clamped(e, wanted, self.cols);
+        let at = self.offset(e, self.first, row);
+        let is_there = e.cmp(Cmp::Lt, at, self.rows);
+        let at = clamped(e, at, self.rows);
+        Element {
+            point: self.point(e, at),
+            columns: Columns::new(wanted, None, None),
+            row,
+            column,
+            is_there: e.and(inside, is_there),
+        }
+    }
+
+    /// The thread's element, if no thread has two, with all that its stores load under way: to be asked for before the sums are made, so that
+    /// memory answers meanwhile.
+    pub fn ahead(&self, e: &mut Emit, first: Val) -> Option<Element> {
+        if self.height * self.width > self.threads {
+            return None;
+        }
+        let (row, column) = self.place(e);
+        let height = e.int(self.height, I32);
+        let is_mine = e.cmp(Cmp::Lt, row, height);
+        // Threads that have none read another one's, and store nothing.
+        let last = e.int(self.height - 1, I32);
+        let row = e.min(row, last);
+        let mut element = self.element(e, first, row, column);
+        element.is_there = e.and(element.is_there, is_mine);
+        for (id, expr) in self.kernel().exprs.iter().enumerate() {
+            if matches!(expr, Expr::Load(access) if access.indirect.is_none()) {
+                self.body.vector(e, &mut element.point, &mut element.columns, id);
+            }
+        }
+        Some(element)
+    }
+
+    /// The thread's first row, and its column, i32.
+    fn place(&self, e: &mut Emit) -> (Val, Val) {
+        let width = e.int(self.width, I32);
+        (e.div(self.thread, width), e.rem(self.thread, width))
+    }
+
+    /// The kernel's stages on the tile whose first column is `first`: stores alone.
+    pub fn stores(&self, e: &mut Emit, first: Val) {
+        let (part, column) = self.place(e);
         let end = e.int(self.height, I32);
         e.for_loop(part, end, self.threads / self.width, &[], |e, row, _| {
-            let (mut point, is_there) = self.row(e, row);
-            self.kernel()
-                .stages
-                .iter()
-                .for_each(|s| self.body.hoist(e, &mut point, s));
-            let mut cols = self.columns(e, wanted, row, at);
-            let here = e.and(inside, is_there);
-            for stage in &self.kernel().stages {
-                self.store(e, &mut point, &mut cols, stage, here);
-            }
+            let element = self.element(e, first, row, column);
+            self.store_element(e, element);
             vec![]
         });
+    }
+
+    /// The kernel's stages on an element: stores alone.
+    pub fn store_element(&self, e: &mut Emit, element: Element) {
+        let Element {
+            mut point,
+            mut columns,
+            row,
+            column,
+            is_there,
+        } = element;
+        self.measure(e, &mut point, row);
+        let stages = &self.kernel().stages;
+        stages.iter().for_each(|s| self.body.hoist(e, &mut point, s));
+        self.sum(e, &mut columns, row, column);
+        for stage in stages {
+            self.store(e, &mut point, &mut columns, stage, is_there);
+        }
     }
 
     /// One column's store, where it is inside.

@@ -3,6 +3,7 @@
 //!     block = 8 or 32 columns                           k steps of 32 dealt to eight warps
 //!       the warp's weights to registers, or begun       before the wait for earlier kernels: weights depend on none
 //!       for step: the rows' elements, `mma.sync`        rows by 8 columns; rows are the left side, so that 8 or 16 cost the same
+//!       what the stages load                            at once behind the wait, with the rows
 //!       the warps' sums through shared memory, then the kernel's stages
 //!
 //! A lane's 16 bytes are eight neighbours of k, and the same eight of both sides: which slots of the sum they take does not matter, so that
@@ -12,7 +13,7 @@ use ir::plan::{Contraction, Expr, Kernel};
 use ir::{DType, Size};
 use runtime::artefact::{Step, Variant};
 
-use super::epilogue::{Tile, clamped};
+use super::epilogue::{Element, Tile, clamped};
 use super::mma::lane_bits;
 use super::ptx::{self, F32, I32, Params, Signature};
 use super::{Target, few_rows, math, tiles, weights};
@@ -92,6 +93,7 @@ fn block(e: &mut Emit, kernel: &Kernel, c: &Contraction, [rows, columns]: [i64; 
         sums: (0..products).map(|p| place(e, p * rows * columns)).collect(),
         pitch: columns,
         squares: measures.then(|| place(e, squares)),
+        parts: (WARPS, part),
         body: &body,
     };
     let warp = Warp {
@@ -107,30 +109,10 @@ fn block(e: &mut Emit, kernel: &Kernel, c: &Contraction, [rows, columns]: [i64; 
     let sums = warp.sums(e);
     warp.park(e, &sums);
     ptx::barrier(e);
-    merge(e, thread, shared, part);
-    if let Some(squares) = warp.tile.squares {
-        merge(e, thread, squares, rows);
+    match sums.element {
+        Some(element) => warp.tile.store_element(e, element),
+        None => warp.tile.stores(e, column),
     }
-    ptx::barrier(e);
-    warp.tile.stores(e, column);
-}
-
-/// The parts of all warps, `floats` each from `base` on, to the first one.
-fn merge(e: &mut Emit, thread: Val, base: Val, floats: i64) {
-    let end = e.int(floats, I32);
-    e.for_loop(thread, end, THREADS, &[], |e, at, _| {
-        let mut sum: Option<Val> = None;
-        for warp in 0..WARPS {
-            let more = e.int(warp * floats, I32);
-            let at = e.add(at, more);
-            let from = e.at(base, at, Elem::F32);
-            let x = e.load(from, F32);
-            sum = Some(sum.map_or(x, |s| e.add(s, x)));
-        }
-        let to = e.at(base, at, Elem::F32);
-        e.store(sum.expect("there are warps"), to);
-        vec![]
-    });
 }
 
 /// What all parts of a block know.
@@ -146,10 +128,11 @@ struct Warp<'b, 'k> {
     waits: bool,
 }
 
-/// A warp's sums: fragments of each product's tiles of 8 columns; the lane's squares of its rows.
+/// A warp's sums: fragments of each product's tiles of 8 columns; the lane's squares of its rows. And what the thread will store.
 struct Sums {
     products: Vec<Vec<Val>>,
     squares: Vec<Val>,
+    element: Option<Element>,
 }
 
 impl Warp<'_, '_> {
@@ -190,7 +173,7 @@ impl Warp<'_, '_> {
         let nothing = e.f32(0.0, F32);
         let mut products = vec![vec![nothing; 4]; lines as usize];
         let mut squares = vec![nothing; lane_rows as usize];
-        let mut bases = vec![];
+        let (mut bases, mut element) = (vec![], None);
         for begin in (0..steps).step_by(group as usize) {
             let loaded: Vec<_> = (begin..(begin + group).min(steps))
                 .map(|i| {
@@ -218,6 +201,7 @@ impl Warp<'_, '_> {
                     ptx::wait_for_earlier(e);
                     ptx::let_next_begin(e);
                 }
+                element = self.tile.ahead(e, self.column);
                 bases = (0..lane_rows).map(|r| self.row_base(e, own, r)).collect();
             }
             for (lines, k, is_there) in loaded {
@@ -234,7 +218,11 @@ impl Warp<'_, '_> {
                 }
             }
         }
-        Sums { products, squares }
+        Sums {
+            products,
+            squares,
+            element,
+        }
     }
 
     /// First element of the weights of the lane's column of a tile; behind the last column it is the last one again.

@@ -161,6 +161,7 @@ fn block(e: &mut Emit, kernel: &Kernel, c: &Contraction, params: Params) {
         sums,
         pitch: PITCH,
         squares: None,
+        parts: (1, 0),
         body: &body,
     };
     let a = left(e, &tile, c);
