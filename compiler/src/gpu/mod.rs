@@ -19,7 +19,6 @@ mod mma;
 mod pipeline;
 mod ptx;
 mod reduction;
-mod sweep_mma;
 mod target;
 pub mod tuning;
 

@@ -5,6 +5,7 @@
 mod consumer;
 mod few;
 mod flash;
+mod mma;
 mod producer;
 mod rows;
 mod simple;
@@ -13,15 +14,15 @@ mod walk;
 
 use ir::plan::{Kernel, Sweep};
 
-use super::super::{Emitted, Target, sweep_mma};
+use crate::gpu::{Emitted, Target};
 use crate::mlir::emit::{Elem, Emit, Val};
 use crate::scalar::Body;
 
 pub fn emit(kernel: &Kernel, sweep: &Sweep, target: &Target) -> Emitted {
     let mut emitted = simple::emit(kernel, sweep, target);
-    if let Some(even) = sweep_mma::takes(kernel, sweep) {
+    if let Some(even) = mma::takes(kernel, sweep) {
         let name = format!("{}_mma", kernel.name);
-        let (variant, text) = sweep_mma::variant(kernel, sweep, &even, &name, target);
+        let (variant, text) = mma::variant(kernel, sweep, &even, &name, target);
         emitted.before_all(variant, name, text, even.is_empty());
     }
     let name = format!("{}_few", kernel.name);

@@ -1,9 +1,9 @@
 //! The producer of flash attention: one thread that brings queries, keys and values, in the order in which consumers take them.
 
-use super::super::super::hopper;
-use super::super::super::ptx::I32;
 use super::flash::{Block, CONSUMERS, Panels, Tile};
 use super::walk::{HALF, KEYS, ranges};
+use crate::gpu::hopper;
+use crate::gpu::ptx::I32;
 use crate::mlir::emit::{Cmp, Elem, Emit, Val};
 
 pub fn run(e: &mut Emit, b: &Block) {

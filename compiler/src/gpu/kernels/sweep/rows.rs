@@ -7,12 +7,12 @@
 use ir::DType;
 use ir::plan::Expr;
 
-use super::super::super::ptx::{self, F32, I32};
-use super::super::super::{hopper, math};
 use super::consumer::{Acc, Consumer};
 use super::flash::{CONSUMERS, Tile};
 use super::stages::{Row, Team};
 use super::walk::HALF;
+use crate::gpu::ptx::{self, F32, I32};
+use crate::gpu::{hopper, math};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 use crate::scalar::widen;
 

@@ -11,9 +11,9 @@ use ir::plan::{Kernel, Segment, Sweep};
 use ir::{DType, Size};
 use runtime::artefact::Step;
 
-use super::super::super::ptx::{self, F32, I32, Params, Signature};
-use super::super::super::{Emitted, Target, math, tiles};
 use super::stages::{self, Team};
+use crate::gpu::ptx::{self, F32, I32, Params, Signature};
+use crate::gpu::{Emitted, Target, math, tiles};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 use crate::scalar::{Body, Math, Point, memory, widen};
 

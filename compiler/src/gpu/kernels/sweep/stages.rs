@@ -2,7 +2,7 @@
 
 use ir::plan::{Reduction, Stage};
 
-use super::super::super::ptx;
+use crate::gpu::ptx;
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 use crate::scalar::{Body, Columns, Point};
 

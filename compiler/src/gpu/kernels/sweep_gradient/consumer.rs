@@ -13,11 +13,11 @@
 //!
 //! A thread holds two keys, 8 apart, and of each 8 rows two. Exponents are in units of log2.
 
-use super::super::super::hopper::{self, Left, Matrix, Step};
-use super::super::super::math;
-use super::super::super::ptx::{self, F32, I32};
 use super::flash::{Block, Guard, HALF, KEYS};
 use super::order::{self, Tile};
+use crate::gpu::hopper::{self, Left, Matrix, Step};
+use crate::gpu::math;
+use crate::gpu::ptx::{self, F32, I32};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 
 /// Number of the barrier at which consumers have written their dx.

@@ -13,10 +13,10 @@ use ir::plan::{Kernel, Range, Rows, SweepGradient};
 use ir::{DType, Size};
 use runtime::artefact::{MapSource, Step, TensorMap, Variant};
 
-use super::super::super::hopper;
-use super::super::super::ptx::{self, I32, Params, Signature};
-use super::super::super::{Target, tiles};
 use super::{consumer, producer};
+use crate::gpu::hopper;
+use crate::gpu::ptx::{self, I32, Params, Signature};
+use crate::gpu::{Target, tiles};
 use crate::mlir::emit::{Cmp, Elem, Emit, Val};
 use crate::pipeline;
 use crate::scalar::{Body, Math};

@@ -11,8 +11,8 @@
 //!
 //! Sizes are known when compiling; tiles and steps are i32.
 
-use super::super::super::ptx::I32;
 use super::flash::{KEYS, Plan};
+use crate::gpu::ptx::I32;
 use crate::mlir::emit::{Cmp, Emit, Val};
 
 /// A block of keys.

@@ -3,10 +3,10 @@
 //! The second one adds blocks of dq to memory. The copy engine adds, but in no order of its own: a block waits until all that come before it
 //! have added (order.rs), and tells the next only when its own sums are there. Whoever comes first stores instead.
 
-use super::super::super::hopper;
-use super::super::super::ptx::I32;
 use super::flash::{Block, Guard, KEYS, PANEL};
 use super::order::{Step, Tile};
+use crate::gpu::hopper;
+use crate::gpu::ptx::I32;
 use crate::mlir::emit::{Cmp, Elem, Emit, Val};
 
 /// Where d, z and lse of range 0 stand among the maps; each range has three.

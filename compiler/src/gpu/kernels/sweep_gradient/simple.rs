@@ -10,8 +10,8 @@ use ir::Size;
 use ir::plan::{Kernel, Range, Rows, SweepGradient};
 use runtime::artefact::{GpuKernel, Step, Variant};
 
-use super::super::super::ptx::{self, F32, I32, Params, Signature};
-use super::super::super::{Emitted, Target, math, tiles};
+use crate::gpu::ptx::{self, F32, I32, Params, Signature};
+use crate::gpu::{Emitted, Target, math, tiles};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 use crate::scalar::{Body, Math, memory, widen};
 
