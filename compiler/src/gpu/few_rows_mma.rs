@@ -14,8 +14,7 @@ use ir::{DType, Size};
 use runtime::artefact::{Step, Variant};
 
 use super::epilogue::{Element, Tile, clamped};
-use super::mma::lane_bits;
-use super::ptx::{self, F32, I32, Params, Signature};
+use super::ptx::{self, F32, I32, Params, Signature, lane_bits};
 use super::{Target, few_rows, math, tiles, weights};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 use crate::pipeline;

@@ -119,6 +119,13 @@ pub fn let_next_begin(e: &mut Emit) {
     asm(e, "griddepcontrol.launch_dependents;", "", &[], &[]);
 }
 
+/// Bits `from..from + n` of a lane's number.
+pub fn lane_bits(e: &mut Emit, lane: Val, from: i64, n: i64) -> Val {
+    let x = e.shr(lane, from);
+    let mask = e.int((1 << n) - 1, I32);
+    e.and(x, mask)
+}
+
 /// The value of the lane whose number differs in these bits.
 pub fn shuffle_xor(e: &mut Emit, x: Val, bits: i64) -> Val {
     let all = e.int(-1, I32);

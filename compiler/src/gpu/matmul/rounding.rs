@@ -6,8 +6,7 @@ use ir::Size;
 use ir::plan::{Access, Contraction, Kernel};
 use runtime::artefact::Step;
 
-use super::super::mma::lane_bits;
-use super::super::ptx::{self, F32, I32, Signature};
+use super::super::ptx::{self, F32, I32, Signature, lane_bits};
 use super::super::{math, tiles};
 use crate::mlir::emit::{Cmp, Elem, Ty};
 use crate::scalar::{Body, Math, memory, widen};

@@ -12,8 +12,7 @@ use ir::Size;
 use ir::plan::{Access, Expr, Kernel, Stage};
 
 use super::super::epilogue::clamped;
-use super::super::mma::lane_bits;
-use super::super::ptx::{self, I32};
+use super::super::ptx::{self, I32, lane_bits};
 use super::super::{hopper, reduction};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 use crate::scalar::{Body, Columns, Point, memory};

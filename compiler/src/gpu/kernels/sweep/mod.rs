@@ -6,6 +6,7 @@ mod consumer;
 mod few;
 mod flash;
 mod mma;
+mod plan;
 mod producer;
 mod rows;
 mod simple;

@@ -1,6 +1,7 @@
 //! The producer of flash attention: one thread that brings queries, keys and values, in the order in which consumers take them.
 
-use super::flash::{Block, CONSUMERS, Panels, Tile};
+use super::flash::{Block, CONSUMERS, Tile};
+use super::plan::Panels;
 use super::walk::{HALF, KEYS, ranges};
 use crate::gpu::hopper;
 use crate::gpu::ptx::I32;

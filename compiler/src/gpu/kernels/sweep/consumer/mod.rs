@@ -15,7 +15,8 @@ mod blocks;
 mod softmax;
 mod visit;
 
-use super::flash::{Block, Panels, Reach, Stream, turn};
+use super::flash::{Block, Reach, turn};
+use super::plan::{Panels, Stream};
 use super::walk::{KEYS, items};
 use crate::gpu::hopper::{self, Matrix};
 use crate::gpu::ptx::{self, F32, I32};

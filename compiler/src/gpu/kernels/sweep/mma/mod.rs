@@ -18,8 +18,7 @@ use runtime::artefact::{Step, Variant};
 
 use self::stages::Ended;
 use crate::gpu::epilogue::clamped;
-use crate::gpu::mma::lane_bits;
-use crate::gpu::ptx::{self, Params, Signature};
+use crate::gpu::ptx::{self, Params, Signature, lane_bits};
 use crate::gpu::{Target, tiles};
 use crate::mlir::emit::{Elem, Emit, Ty, Val};
 use crate::pipeline;

@@ -5,8 +5,7 @@ use ir::plan::{Reduction, Stage};
 
 use super::{Block, LOWEST, State, pair};
 use crate::gpu::math;
-use crate::gpu::mma::lane_bits;
-use crate::gpu::ptx::{self, F32};
+use crate::gpu::ptx::{self, F32, lane_bits};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 use crate::scalar::{Columns, Point, widen};
 

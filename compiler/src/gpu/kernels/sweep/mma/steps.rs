@@ -5,8 +5,8 @@ use ir::plan::{Rows, Segment};
 use super::{Block, LOG2E, LOWEST, State, THREADS, TILE, pair};
 use crate::gpu::epilogue::clamped;
 use crate::gpu::math;
-use crate::gpu::mma::{SWIZZLED, lane_bits, place};
-use crate::gpu::ptx::{self, F32, I32};
+use crate::gpu::mma::warp::{SWIZZLED, place};
+use crate::gpu::ptx::{self, F32, I32, lane_bits};
 use crate::mlir::emit::{Cmp, Elem, Emit, Val};
 
 /// How the four matrices of a load lie in a tile.
