@@ -73,9 +73,14 @@ fn independent(plan: &Plan, a: usize, b: usize) -> bool {
     })
 }
 
+/// PTX names have neither dots nor plus signs. Two underscores, which no kernel's own name has: `add` with `rms_norm` is not `add_rms_norm`.
+fn function_name(kernel: &str) -> String {
+    kernel.replace('.', "_").replace('+', "__")
+}
+
 /// One function of these kernels; its buffers are theirs, one kernel after the other.
 pub fn emit(name: &str, kernels: &[Kernel], target: &Target) -> Emitted {
-    let function = name.replace(['.', '+'], "_");
+    let function = function_name(name);
     let shapes: Vec<Shape> = kernels.iter().map(Shape::new).collect();
     let signature = Signature {
         buffers: kernels.iter().map(|k| k.args.len()).sum(),
@@ -140,4 +145,15 @@ fn part(
         part(e, rest, others, symbols, block, end);
         vec![]
     });
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_joined_function_is_named_like_no_kernel() {
+        let named = super::function_name;
+        assert_eq!(named("add+rms_norm.2"), "add__rms_norm_2");
+        assert_ne!(named("add+rms_norm"), named("add_rms_norm"));
+        assert_ne!(named("add+rms_norm"), named("add_rms+norm"));
+    }
 }
