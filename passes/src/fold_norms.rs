@@ -7,7 +7,7 @@
 
 use ir::{Attr, Attrs, DType, Function, Param, ValueId};
 
-use crate::schedule::flag;
+use crate::attrs::flag;
 use crate::{Pass, PassError};
 
 pub const FOLD_NORMS: Pass = Pass {

@@ -7,9 +7,9 @@ use std::collections::HashSet;
 
 use ir::{DType, Function, Op, ValueId};
 
+use crate::attrs::flag;
 use crate::order::{called, sort};
 use crate::schedule::expression::is_elementwise;
-use crate::schedule::flag;
 use crate::stack::{self, Source};
 use crate::{Pass, PassError};
 

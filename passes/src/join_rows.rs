@@ -7,10 +7,10 @@ use std::collections::{HashMap, HashSet};
 
 use ir::{Attr, Attrs, Dim, Function, Op, Size, TensorType, ValueId};
 
+use crate::attrs::{flag, int};
 use crate::order::{makers, sort};
 use crate::schedule::expression::is_elementwise;
 use crate::schedule::view::sizes;
-use crate::schedule::{flag, int};
 use crate::{Pass, PassError};
 
 pub const JOIN_ROWS: Pass = Pass {

@@ -11,9 +11,9 @@ use std::collections::{HashMap, HashSet};
 
 use ir::{Attr, Attrs, DType, Dim, Function, Op, TensorType, ValueId};
 
+use crate::attrs::{flag, ints};
 use crate::order::{called, makers, sort};
 use crate::schedule::expression::is_elementwise;
-use crate::schedule::{flag, ints};
 use crate::stack::{self, Source};
 use crate::{Pass, PassError};
 

@@ -1,5 +1,6 @@
 //! Graph to graph (`PASSES`), and graph to plan (`schedule`). Sees only `ir`.
 
+mod attrs;
 mod cse;
 mod dce;
 mod disagree;

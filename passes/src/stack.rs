@@ -2,7 +2,7 @@
 
 use ir::{Attr, Attrs, Function, Op, Param, TensorType, ValueId};
 
-use crate::schedule::int;
+use crate::attrs::int;
 
 /// Where the parts of a stack come from; those of one stack come from one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use ir::{Function, ValueId};
 
-use crate::schedule::ints;
+use crate::attrs::ints;
 use crate::{Pass, PassError};
 
 pub const VIEWS_FIRST: Pass = Pass {

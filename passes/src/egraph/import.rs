@@ -15,7 +15,7 @@ use ir::{Attr, Function, Op, Size, ValueId};
 use super::analysis::{Facts, Graph};
 use super::names::{Names, is_one, is_term, reduced, same_but_ones};
 use super::term::{Domain, Index, LeafInfo, Number, Pair, Tables, Term};
-use crate::schedule::{flag, float, int, ints};
+use crate::attrs::{flag, float, int, ints};
 
 /// The indices of a value's dimensions; `None` where the size is 1 and nothing reduces it.
 pub type At = Vec<Option<Index>>;

@@ -3,7 +3,7 @@
 use ir::{Function, Op, ValueId};
 
 use super::import::{edges, transposed};
-use crate::schedule::{int, ints};
+use crate::attrs::{int, ints};
 
 /// Ops that have a term. A matmul by a weight has none: where activations meet a weight, data crosses rows of the batch, and
 /// kernels end there. Neither has what moves data between positions.

@@ -28,7 +28,7 @@ impl Scheduler<'_> {
         let rank = parts.shape.len();
         let mut each = parts.shape.clone();
         each[rank - 1] = Size::one();
-        let [largest, firsts] = [(); 2].map(|_| self.temporary_of(&View::whole(0, DType::F32, each.clone())));
+        let [largest, firsts] = [(); 2].map(|_| self.temporary_of(DType::F32, each.clone()));
         let mut k = KernelBuilder::keeping_all("arg_max", &parts.shape);
         let (number, column) = (k.index(rank - 2), k.index(rank - 1));
         let width = k.int(parts.shape[rank - 1].coef as i32);

@@ -5,8 +5,9 @@ use ir::{Attr, DType, Op, Size, ValueId};
 
 use super::build::KernelBuilder;
 use super::view::{View, sizes};
-use super::{Def, Frame, Scheduler, float, int};
+use super::{Def, Frame, Scheduler};
 use crate::PassError;
+use crate::attrs::{float, int};
 
 pub fn is_elementwise(name: &str) -> bool {
     unary(name).is_some()

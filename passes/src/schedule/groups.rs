@@ -6,8 +6,9 @@ use std::collections::{HashMap, HashSet};
 
 use ir::{DType, Dim, Function, Op, ValueId};
 
+use super::Scheduling;
 use super::expression::is_elementwise;
-use super::{Scheduling, flag, int};
+use crate::attrs::{flag, int};
 use crate::fold_norms::made_at_load;
 
 /// Values that wait for a kernel with another root.

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use ir::{DType, Function, Op, Size, ValueId};
 
-use super::ints;
 use super::view::{View, dense, sizes};
+use crate::attrs::ints;
 
 /// Dimensions of values from the outermost in memory to the innermost; a value that is not here lies as it is written.
 pub type Layouts = HashMap<ValueId, Vec<usize>>;

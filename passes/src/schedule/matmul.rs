@@ -5,8 +5,9 @@ use ir::{DType, Op, Size, TensorType};
 
 use super::build::KernelBuilder;
 use super::view::{View, sizes};
-use super::{Def, Frame, Scheduler, flag};
+use super::{Def, Frame, Scheduler};
 use crate::PassError;
+use crate::attrs::flag;
 
 /// Keys with a longer k are not packed by the kernel; they are turned in memory first.
 const LONGEST_KEY: i64 = 1024;

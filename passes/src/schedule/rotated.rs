@@ -6,8 +6,9 @@ use ir::{Op, Size, TensorType, ValueId};
 use super::build::KernelBuilder;
 use super::expression::rms_scale;
 use super::view::View;
-use super::{Def, Frame, Scheduler, flag, float, int};
+use super::{Def, Frame, Scheduler};
 use crate::PassError;
+use crate::attrs::{flag, float, int};
 
 impl Scheduler<'_> {
     /// Rows turned by their positions, to memory and, where they are what a cache takes, there at once.

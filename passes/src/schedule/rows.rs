@@ -8,8 +8,9 @@ use super::expression::rms_scale;
 use super::loss::{cross_entropy, log_sum_exp};
 use super::rotated::Norm;
 use super::view::View;
-use super::{Def, Frame, Scheduler, float, int};
+use super::{Def, Frame, Scheduler};
 use crate::PassError;
+use crate::attrs::{float, int};
 
 /// The most negative finite f32: below every score, and no infinity minus infinity.
 const LOWEST: f64 = f32::MIN as f64;

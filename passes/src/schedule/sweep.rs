@@ -5,8 +5,9 @@ use ir::{Attr, Op, Size, ValueId};
 
 use super::build::KernelBuilder;
 use super::view::{View, sizes};
-use super::{Def, Frame, Scheduler, flag, float, int};
+use super::{Def, Frame, Scheduler};
 use crate::PassError;
+use crate::attrs::{flag, float, int};
 
 impl Scheduler<'_> {
     /// The op's value in the kernel, whose shape is the op's.

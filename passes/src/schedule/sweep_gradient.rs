@@ -5,8 +5,9 @@ use ir::{Attr, Op, Size};
 
 use super::build::KernelBuilder;
 use super::view::View;
-use super::{Def, Frame, Scheduler, float, ints};
+use super::{Def, Frame, Scheduler};
 use crate::PassError;
+use crate::attrs::{float, ints};
 
 fn of(op: &Op) -> &str {
     match op.attrs.get("of") {

@@ -1,6 +1,6 @@
-//! What expressions and stages refer to, and the same with other numbers.
+//! What expressions and stages refer to, which expressions differ between columns, and the same with other numbers.
 
-use super::{Access, Expr, ExprId, Stage};
+use super::{Access, Expr, ExprId, Kernel, Stage};
 
 impl Expr {
     /// The expressions it refers to, a look-up's index included.
@@ -53,6 +53,24 @@ impl Stage {
                 when: when.map(|w| now[w]),
             },
         }
+    }
+}
+
+impl Kernel {
+    /// Which expressions differ between columns.
+    pub fn column_dependent(&self) -> Vec<bool> {
+        let mut depends: Vec<bool> = vec![];
+        for e in &self.exprs {
+            let own = match e {
+                Expr::Load(a) => a.strides.last().is_some_and(|s| s.coef != 0),
+                Expr::Index(d) => *d == self.outer.len(),
+                Expr::Acc | Expr::AccAlso | Expr::Swept(_) => true,
+                _ => false,
+            };
+            let inherited = e.operands().iter().any(|&o| depends.get(o).copied().unwrap_or(false));
+            depends.push(own || inherited);
+        }
+        depends
     }
 }
 
