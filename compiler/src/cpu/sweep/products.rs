@@ -1,5 +1,5 @@
-//! A sweep's two products with a block of keys: scores of all rows, and weights by values. Many rows by the matmuls' register tile from packed
-//! keys; few rows where keys and values lie.
+//! A sweep's two products with a block of keys: scores of all rows, and weights by values. Many rows by the matmuls' register tile from
+//! packed keys; few rows where keys and values lie.
 
 use ir::DType;
 use ir::plan::Segment;

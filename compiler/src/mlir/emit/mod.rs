@@ -1,5 +1,5 @@
-//! Writes MLIR, one method per operation: dialects scf (`control`), arith (`arith`), vector (`vector`), and llvm for pointers (`memory`) and
-//! intrinsics. Here are types, values, constants and the text itself.
+//! Writes MLIR, one method per operation: dialects scf (`control`), arith (`arith`), vector (`vector`), and llvm for pointers (`memory`)
+//! and intrinsics. Here are types, values, constants and the text itself.
 //!
 //! The text is the product: it is what `--emit mlir` shows and what MLIR parses and verifies. Values carry their type, so that an
 //! operation's type need not be told. Knows nothing of kernels.

@@ -91,7 +91,7 @@ impl Check<'_> {
         match expr {
             Expr::Load(a) => {
                 // What a kernel writes it may read only where the same point writes: an update in place.
-                let in_place = |s: &Stage| matches!(s, Stage::Store { to, .. } if to == a);
+                let in_place = |s: &Stage| matches!(s, Stage::Store { to, .. } if self.is_one_place(to, a));
                 let written = self.kernel.stages.iter().any(in_place);
                 self.arg(a.arg, Some(written), &what);
                 self.access(a, Some(id), &what);

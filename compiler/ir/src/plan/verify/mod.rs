@@ -105,6 +105,14 @@ impl Check<'_> {
         }
     }
 
+    /// Do all points meet the same element? Where there is one column its stride says nothing.
+    fn is_one_place(&self, a: &Access, b: &Access) -> bool {
+        let single = usize::from(self.kernel.cols.as_const() == Some(1));
+        let count = |x: &Access| x.strides.len().saturating_sub(single);
+        let strides = a.strides[..count(a)] == b.strides[..count(b)];
+        strides && (a.arg, &a.offset, &a.indirect) == (b.arg, &b.offset, &b.indirect)
+    }
+
     fn access(&mut self, a: &Access, before: Option<ExprId>, what: &str) {
         if a.strides.len() != self.kernel.outer.len() + 1 {
             self.fail(format!(
