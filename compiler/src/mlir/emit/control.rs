@@ -43,14 +43,7 @@ impl Emit {
         }
         self.depth -= 1;
         self.line("}");
-        init.iter()
-            .enumerate()
-            .map(|(i, v)| Val {
-                id: result.id,
-                part: Some(i),
-                ty: v.ty,
-            })
-            .collect()
+        parts(result, init.iter().map(|v| v.ty))
     }
 
     /// `if c { then } else { init }`: `then` may replace the carried values.
@@ -74,14 +67,7 @@ impl Emit {
         }
         self.depth -= 1;
         self.line("}");
-        init.iter()
-            .enumerate()
-            .map(|(i, v)| Val {
-                id: result.id,
-                part: Some(i),
-                ty: v.ty,
-            })
-            .collect()
+        parts(result, init.iter().map(|v| v.ty))
     }
 
     /// `if c { then } else { otherwise }`: both give values of these types.
@@ -114,12 +100,16 @@ impl Emit {
         let yields = otherwise(self);
         branch(self, yields);
         self.line("}");
-        (types.iter().enumerate())
-            .map(|(i, ty)| Val {
-                id: result.id,
-                part: Some(i),
-                ty: *ty,
-            })
-            .collect()
+        parts(result, types.iter().copied())
     }
+}
+
+/// The values of an operation with several results.
+fn parts(result: Val, types: impl Iterator<Item = Ty>) -> Vec<Val> {
+    let part = |(i, ty)| Val {
+        part: Some(i),
+        ty,
+        ..result
+    };
+    types.enumerate().map(part).collect()
 }

@@ -2,7 +2,7 @@
 
 use super::Generator;
 use crate::graph::ValueId;
-use crate::types::Dim;
+use crate::types::{Dim, TensorType};
 
 impl Generator<'_> {
     /// x has rank at least `rank`: ones in front.
@@ -46,15 +46,18 @@ impl Generator<'_> {
         self.keep(y, bound);
     }
 
+    /// One whose size no symbol is in.
+    fn constant_axis(&mut self, ty: &TensorType) -> Option<usize> {
+        let is_constant = |i: &usize| matches!(ty.shape[*i], Dim::Const(_));
+        let constant: Vec<usize> = (0..ty.rank()).filter(is_constant).collect();
+        (!constant.is_empty()).then(|| *self.rng.choose(&constant))
+    }
+
     pub(super) fn slice(&mut self, x: ValueId, bound: f64) {
         let mut ty = self.f.ty(x).clone();
-        let constant: Vec<usize> = (0..ty.rank())
-            .filter(|i| matches!(ty.shape[*i], Dim::Const(_)))
-            .collect();
-        if constant.is_empty() {
+        let Some(axis) = self.constant_axis(&ty) else {
             return self.keep(x, bound);
-        }
-        let axis = *self.rng.choose(&constant);
+        };
         let n = self.size(&ty.shape[axis]);
         let begin = self.rng.below(n);
         ty.shape[axis] = Dim::Const(1 + self.rng.below(n - begin));
@@ -64,13 +67,9 @@ impl Generator<'_> {
 
     pub(super) fn concat(&mut self, x: ValueId, bound: f64) {
         let mut ty = self.f.ty(x).clone();
-        let constant: Vec<usize> = (0..ty.rank())
-            .filter(|i| matches!(ty.shape[*i], Dim::Const(_)))
-            .collect();
-        if constant.is_empty() {
+        let Some(axis) = self.constant_axis(&ty) else {
             return self.keep(x, bound);
-        }
-        let axis = *self.rng.choose(&constant);
+        };
         ty.shape[axis] = Dim::Const(1 + self.rng.below(3));
         let other = self.fresh(ty);
         let y = if self.rng.below(2) == 0 {
