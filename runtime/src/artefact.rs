@@ -69,8 +69,7 @@ pub struct Code {
     pub joins: Vec<Join>,
 }
 
-/// Launches `first..first + count` of an entry, which do not need each other, as one kernel of `Code::kernels`. Its buffers are theirs, one
-/// launch after the other.
+/// Launches `first..first + count` of an entry as one kernel of `Code::kernels`. Its buffers are theirs, one launch after the other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Join {
     pub entry: String,
@@ -124,7 +123,7 @@ pub struct Step {
     #[serde(default, skip_serializing_if = "is_zero")]
     pub cluster: u32,
     /// It may begin before the function in front of it has ended: it executes `griddepcontrol.wait` before it touches memory that another
-    /// function writes, or writes memory that another one reads (buffers, workspaces and counters; weights may be read at once).
+    /// function writes, or writes memory that another one reads (buffers, workspaces and counters; weights and inputs may be read at once).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub overlap: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -2,13 +2,15 @@
 //!
 //!     if block < tiles(a) { a } else if block < tiles(a) + tiles(b) { b } ...
 //!
-//! Only element-wise and row kernels; what needs another's result, or its memory, is left apart.
+//! Only element-wise and row kernels; what needs another's result, or its memory, is left apart. Those in front of a token's attention begin
+//! its function (`Plan::prologue`).
 
 use std::ops::Range;
 
 use ir::plan::{BufferKind, Kernel, Plan};
 use runtime::artefact::Step;
 
+use super::kernels::sweep;
 use super::map::{self, Shape};
 use super::ptx::{self, I32, Signature};
 use super::{Emitted, Target, tiles};
@@ -18,21 +20,45 @@ use crate::mlir::emit::{Cmp, Elem, Emit, Val};
 const ARGS: usize = 96;
 const KERNELS: usize = 12;
 
-fn is_small(kernel: &Kernel) -> bool {
-    kernel.contraction.is_none() && kernel.sweep.is_none() && kernel.sweep_gradient.is_none() && kernel.ordered == 0
+/// Launches that run as one.
+pub struct Group {
+    pub launches: Range<usize>,
+    /// The last one is a sweep, and the others its prologue: of each of them, a batch point's points.
+    pub points: Vec<i64>,
 }
 
 /// Launches of the plan that may run as one, two or more at a time.
-pub fn groups(plan: &Plan) -> Vec<Range<usize>> {
+pub fn groups(plan: &Plan) -> Vec<Group> {
     let mut groups = vec![];
     let mut begin = 0;
-    while begin < plan.launches.len() {
+    for at in 0..plan.launches.len() {
+        let points = prologue(plan, at);
+        if !points.is_empty() {
+            let first = at - points.len();
+            groups.extend(side_by_side(plan, begin..first));
+            let launches = first..at + 1;
+            groups.push(Group { launches, points });
+            begin = at + 1;
+        }
+    }
+    groups.extend(side_by_side(plan, begin..plan.launches.len()));
+    groups
+}
+
+/// Small launches that need nothing of each other.
+fn side_by_side(plan: &Plan, of: Range<usize>) -> Vec<Group> {
+    let mut groups = vec![];
+    let mut begin = of.start;
+    while begin < of.end {
         let mut end = begin + 1;
-        while end < plan.launches.len() && fits(plan, begin, end) {
+        while end < of.end && fits(plan, begin, end) {
             end += 1;
         }
         if end - begin > 1 {
-            groups.push(begin..end);
+            groups.push(Group {
+                launches: begin..end,
+                points: vec![],
+            });
         }
         begin = end;
     }
@@ -44,33 +70,53 @@ fn fits(plan: &Plan, begin: usize, next: usize) -> bool {
     let all = &plan.launches[begin..=next];
     let kernel = |i: usize| &plan.kernels[plan.launches[i].kernel];
     let args: usize = all.iter().map(|l| l.args.len()).sum();
-    is_small(kernel(begin))
-        && is_small(kernel(next))
+    kernel(begin).is_small()
+        && kernel(next).is_small()
         && all.len() <= KERNELS
         && args <= ARGS
         && (begin..next).all(|i| independent(plan, i, next))
 }
 
-/// Does neither write what the other touches? Temporaries of one slot are one memory.
+/// The last launches in front of sweep `at` that it can begin with, as kernels are here and with the slots that buffers have.
+fn prologue(plan: &Plan, at: usize) -> Vec<i64> {
+    let mut points = plan.prologue(at);
+    let kernel = |i: usize| &plan.kernels[plan.launches[i].kernel];
+    let taken = |n: &usize| {
+        let first = at - n;
+        let kernels: Vec<&Kernel> = (first..at).map(kernel).collect();
+        sweep::takes(kernel(at), &kernels)
+            && (first..at).all(|i| (i + 1..at).all(|j| independent(plan, i, j)) && keeps(plan, i, at))
+    };
+    let n = (0..=points.len()).rev().find(|n| *n == 0 || taken(n)).unwrap_or(0);
+    points.split_off(points.len() - n)
+}
+
+/// Is what launch `a` reads or writes none of the memory that launch `b` writes?
+fn keeps(plan: &Plan, a: usize, b: usize) -> bool {
+    let (all, written) = (uses(plan, a), uses(plan, b));
+    let mut written = written.iter().filter(|(_, written)| *written);
+    written.all(|(y, _)| all.iter().all(|(x, _)| !is_same(plan, *x, *y)))
+}
+
+/// Does neither write what the other touches?
 fn independent(plan: &Plan, a: usize, b: usize) -> bool {
-    let uses = |i: usize| {
-        let launch = &plan.launches[i];
-        let written = plan.kernels[launch.kernel].args.iter().map(|a| a.written);
-        launch.args.iter().copied().zip(written).collect::<Vec<_>>()
+    keeps(plan, a, b) && keeps(plan, b, a)
+}
+
+/// A launch's buffers, and whether it writes them.
+fn uses(plan: &Plan, launch: usize) -> Vec<(usize, bool)> {
+    let launch = &plan.launches[launch];
+    let written = plan.kernels[launch.kernel].args.iter().map(|a| a.written);
+    launch.args.iter().copied().zip(written).collect()
+}
+
+/// Temporaries of one slot are one memory.
+fn is_same(plan: &Plan, x: usize, y: usize) -> bool {
+    let slot = |b: usize| match plan.buffers[b].kind {
+        BufferKind::Temp { slot } => Some(slot),
+        _ => None,
     };
-    let same = |x: usize, y: usize| {
-        let slot = |b: usize| match plan.buffers[b].kind {
-            BufferKind::Temp { slot } => Some(slot),
-            _ => None,
-        };
-        x == y || (slot(x).is_some() && slot(x) == slot(y))
-    };
-    let uses_b = uses(b);
-    uses(a).iter().all(|(x, writes_x)| {
-        uses_b
-            .iter()
-            .all(|(y, writes_y)| !(same(*x, *y) && (*writes_x || *writes_y)))
-    })
+    x == y || (slot(x).is_some() && slot(x) == slot(y))
 }
 
 /// PTX names have neither dots nor plus signs. Two underscores, which no kernel's own name has: `add` with `rms_norm` is not `add_rms_norm`.
@@ -78,9 +124,13 @@ fn function_name(kernel: &str) -> String {
     kernel.replace('.', "_").replace('+', "__")
 }
 
-/// One function of these kernels; its buffers are theirs, one kernel after the other.
-pub fn emit(name: &str, kernels: &[Kernel], target: &Target) -> Emitted {
+/// One function of the group's kernels; its buffers are theirs, one kernel after the other.
+pub fn emit(name: &str, kernels: &[Kernel], points: &[i64], target: &Target) -> Emitted {
     let function = function_name(name);
+    if let ([prologue @ .., swept], false) = (kernels, points.is_empty()) {
+        let prologue: Vec<(&Kernel, i64)> = prologue.iter().zip(points.iter().copied()).collect();
+        return sweep::with_prologue(name, &function, swept, &prologue, target);
+    }
     let shapes: Vec<Shape> = kernels.iter().map(Shape::new).collect();
     let signature = Signature {
         buffers: kernels.iter().map(|k| k.args.len()).sum(),

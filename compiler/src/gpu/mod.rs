@@ -96,17 +96,17 @@ pub fn compile_plans(
     let mut joins = vec![];
     for (plan, names) in plans {
         for group in join::groups(plan) {
-            let launches = &plan.launches[group.clone()];
+            let launches = &plan.launches[group.launches.clone()];
             let parts: Vec<&str> = launches.iter().map(|l| names[l.kernel].as_str()).collect();
             let name = parts.join("+");
             if !all.iter().any(|e| e.kernel.name == name) {
                 let bodies: Vec<Kernel> = launches.iter().map(|l| plan.kernels[l.kernel].clone()).collect();
-                all.push(join::emit(&name, &bodies, target));
+                all.push(join::emit(&name, &bodies, &group.points, target));
             }
             joins.push(Join {
                 entry: plan.entry.clone(),
-                first: group.start as u32,
-                count: group.len() as u32,
+                first: group.launches.start as u32,
+                count: group.launches.len() as u32,
                 kernel: name,
             });
         }

@@ -105,7 +105,8 @@ pub fn barrier(e: &mut Emit) {
     ));
 }
 
-/// With `Step::overlap`: waits until what the functions in front of this one wrote is there. Before it only weights may be read.
+/// With `Step::overlap`: waits until what the functions in front of this one wrote is there. Before it only weights and what a call gives may
+/// be read.
 pub fn wait_for_earlier(e: &mut Emit) {
     asm(e, "griddepcontrol.wait;", "~{memory}", &[], &[]);
 }

@@ -49,13 +49,14 @@ pub fn check(subject: &Subject, made: &Made, sizes: &Sizes, which: Which, seen: 
         }
         let case = Case {
             kernels: vec![kernel],
+            buffers: launch.args.clone(),
             made,
             sizes,
         };
         if subject.new[launch.kernel] && done.insert(launch.kernel) {
             case.compare(&kernel.name, &before, &held, which, seen)?;
         }
-        // A joined kernel starts from what its first launch finds: none of its launches needs another's result.
+        // A joined kernel starts from what its first launch finds. What a later one needs of an earlier one is in a buffer of both.
         let joined = made
             .joins
             .iter()
@@ -81,6 +82,7 @@ pub fn check(subject: &Subject, made: &Made, sizes: &Sizes, which: Which, seen: 
                 let launches = &plan.launches[first..=at];
                 let case = Case {
                     kernels: launches.iter().map(|l| &plan.kernels[l.kernel]).collect(),
+                    buffers: launches.iter().flat_map(|l| l.args.iter().copied()).collect(),
                     made,
                     sizes,
                 };
@@ -97,6 +99,8 @@ pub fn check(subject: &Subject, made: &Made, sizes: &Sizes, which: Which, seen: 
 /// One kernel, or several that are joined, at some sizes.
 struct Case<'a> {
     kernels: Vec<&'a Kernel>,
+    /// The plan's buffers that are the arguments.
+    buffers: Vec<usize>,
     made: &'a Made,
     sizes: &'a Sizes,
 }
@@ -122,9 +126,17 @@ impl Case<'_> {
             seen.0.insert((name.to_string(), i));
             let walks = variant.steps.iter().any(|s| s.per_multiprocessor > 0);
             for m in &MULTIPROCESSORS[..if walks { 3 } else { 1 }] {
-                let mine = self.made.code.run(variant, &types, before, self.sizes, *m);
+                let mine = self
+                    .made
+                    .code
+                    .run(variant, (&types, &self.buffers), before, self.sizes, *m);
                 for (n, (arg, (mine, wanted))) in args.iter().zip(mine.iter().zip(wanted)).enumerate() {
-                    let what = if arg.written { self.tolerance(arg.dtype) } else { 0.0 };
+                    let mut of_buffer = args.iter().zip(&self.buffers).filter(|(_, b)| **b == self.buffers[n]);
+                    let what = if of_buffer.any(|(a, _)| a.written) {
+                        self.tolerance(arg.dtype)
+                    } else {
+                        0.0
+                    };
                     differ(mine, wanted, what).map_or(Ok(()), |d| {
                         let way = &variant.steps[0].function;
                         Err(format!(

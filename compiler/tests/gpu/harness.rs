@@ -1,5 +1,7 @@
 //! Runs a plan's kernel as a GPU would: PTX evaluated on the CPU, every argument an allocation of its own.
 
+use std::collections::HashMap;
+
 use compiler::{cpu, gpu};
 use half::{bf16, f16};
 use ir::plan::Kernel;
@@ -48,7 +50,8 @@ pub fn target(name: &str) -> gpu::Target {
 impl Compiled {
     /// See `Code::run`.
     pub fn run(&self, variant: &Variant, args: &[Vec<f64>], sizes: &Sizes, multiprocessors: u64) -> Vec<Vec<f64>> {
-        self.code.run(variant, &self.args, args, sizes, multiprocessors)
+        let own: Vec<usize> = (0..args.len()).collect();
+        self.code.run(variant, (&self.args, &own), args, sizes, multiprocessors)
     }
 }
 
@@ -68,10 +71,11 @@ impl Code {
     }
 
     /// Launches a variant; `multiprocessors`: blocks that walk tiles are so many at most. The arguments are as the kernel leaves them.
+    /// Arguments of one buffer (numbers, beside the types) are one memory, which begins as the first of them.
     pub fn run(
         &self,
         variant: &Variant,
-        types: &[DType],
+        (types, buffers): (&[DType], &[usize]),
         args: &[Vec<f64>],
         sizes: &Sizes,
         multiprocessors: u64,
@@ -83,7 +87,10 @@ impl Code {
             at
         };
         let pairs: Vec<(&Vec<f64>, DType)> = args.iter().zip(types.iter().copied()).collect();
-        let buffers: Vec<u64> = pairs.iter().map(|(x, t)| alloc(bytes(x, *t))).collect();
+        let mut places = HashMap::new();
+        let buffers: Vec<u64> = (pairs.iter().zip(buffers))
+            .map(|((x, t), b)| *places.entry(*b).or_insert_with(|| alloc(bytes(x, *t))))
+            .collect();
         // What an earlier kernel left there is noise.
         let spaces: Vec<u64> = (variant.workspaces.iter())
             .map(|s| alloc(vec![0xff; size(s, sizes) as usize]))

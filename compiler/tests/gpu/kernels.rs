@@ -103,4 +103,5 @@ groups! {
     restart: [[1, 1, 1, 1], [1, 2, 5, 7], [2, 2, 8, 8], [2, 3, 8, 8], [2, 5, 17, 20], [1, 63, 64, 64]], elsewhere super::LARGE;
     stack: [[2, 5, 17, 20], [1, 3, 5, 7], [1, 63, 64, 64]], elsewhere super::LARGE;
     train: [[2, 24, 24, 24]], elsewhere super::LARGE;
+    token: [[1, 1, 1, 1], [2, 1, 5, 5], [3, 1, 63, 64], [1, 1, 64, 64], [2, 1, 1100, 1200]], elsewhere [];
 }

@@ -16,8 +16,8 @@ use crate::{sweep_gradient, sweeps};
 pub const TARGETS: [&str; 2] = ["sm_80", "sm_90a"];
 
 /// Plans that are looked at together.
-pub const GROUPS: [&str; 8] = [
-    "small", "products", "sweeps", "layer", "base", "restart", "stack", "train",
+pub const GROUPS: [&str; 9] = [
+    "small", "products", "sweeps", "layer", "base", "restart", "stack", "train", "token",
 ];
 
 /// A plan, and which of its kernels no plan before it has.
@@ -82,7 +82,7 @@ pub fn group(name: &str) -> Vec<Subject> {
 fn plans(group: &str) -> Vec<Plan> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gpu/graphs");
     match group {
-        "small" | "products" => of_graph(&here.join(format!("{group}.mlir"))),
+        "small" | "products" | "token" => of_graph(&here.join(format!("{group}.mlir"))),
         "train" => of_graph(&here.join("train.mlir")),
         "sweeps" => sweeps::kernels()
             .into_iter()

@@ -6,7 +6,7 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
-use ir::plan::{Buffer, BufferKind, Launch, Plan};
+use ir::plan::{BufferKind, Plan};
 use ir::{Size, Sizes};
 
 /// First and last launch, both included.
@@ -14,7 +14,8 @@ type Life = (usize, usize);
 
 /// Gives every temporary its slot. Slots are numbered by their first use.
 pub fn assign(plan: &mut Plan) {
-    let Plan { buffers, launches, .. } = plan;
+    let lives = lives(plan);
+    let Plan { buffers, .. } = plan;
     let typical = typical();
     let bytes = |b: usize| {
         Size::product(&buffers[b].shape)
@@ -22,10 +23,7 @@ pub fn assign(plan: &mut Plan) {
             .unwrap_or(i64::MAX / 8)
             .saturating_mul(buffers[b].dtype.bytes())
     };
-    let mut temporaries: Vec<(usize, Life, i64)> = lives(buffers, launches)
-        .into_iter()
-        .map(|(b, life)| (b, life, bytes(b)))
-        .collect();
+    let mut temporaries: Vec<(usize, Life, i64)> = lives.into_iter().map(|(b, life)| (b, life, bytes(b))).collect();
     temporaries.sort_by_key(|(b, life, bytes)| (Reverse(*bytes), *life, *b));
     // Slots in the order of their sizes, and who lives there when.
     let mut slots: Vec<Vec<(Life, usize)>> = vec![];
@@ -52,12 +50,13 @@ pub fn typical() -> Sizes {
         .into()
 }
 
-/// First and last launch of every temporary that is used.
-fn lives(buffers: &[Buffer], launches: &[Launch]) -> HashMap<usize, Life> {
+/// First and last launch of every temporary that is used. What a sweep may do itself is read until the sweep has ended.
+fn lives(plan: &Plan) -> HashMap<usize, Life> {
     let mut lives: HashMap<usize, Life> = HashMap::new();
-    for (i, launch) in launches.iter().enumerate() {
-        for &b in &launch.args {
-            if matches!(buffers[b].kind, BufferKind::Temp { .. }) {
+    for (i, launch) in plan.launches.iter().enumerate() {
+        let in_front = plan.launches[i - plan.prologue(i).len()..i].iter();
+        for &b in in_front.flat_map(|l| &l.args).chain(&launch.args) {
+            if matches!(plan.buffers[b].kind, BufferKind::Temp { .. }) {
                 lives.entry(b).or_insert((i, i)).1 = i;
             }
         }
@@ -68,6 +67,7 @@ fn lives(buffers: &[Buffer], launches: &[Launch]) -> HashMap<usize, Life> {
 #[cfg(test)]
 mod tests {
     use ir::DType;
+    use ir::plan::{Buffer, Launch};
 
     use super::*;
 

@@ -10,6 +10,7 @@ pub mod eval;
 mod lanes;
 mod operands;
 mod print;
+mod prologue;
 mod sweep;
 mod sweep_gradient;
 pub mod verify;

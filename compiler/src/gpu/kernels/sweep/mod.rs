@@ -15,6 +15,7 @@ mod walk;
 
 use ir::plan::{Kernel, Sweep};
 
+use crate::gpu::map::Shape;
 use crate::gpu::{Emitted, Target};
 use crate::mlir::emit::{Elem, Emit, Val};
 use crate::scalar::Body;
@@ -27,7 +28,7 @@ pub fn emit(kernel: &Kernel, sweep: &Sweep, target: &Target) -> Emitted {
         emitted.before_all(variant, name, text, even.is_empty());
     }
     let name = format!("{}_few", kernel.name);
-    if let Some((variant, text)) = few::variant(kernel, sweep, &name, target) {
+    if let Some((variant, text)) = few::variant(kernel, sweep, &name, &[], target) {
         let always = variant.multiples.is_empty();
         emitted.before_all(variant, name, text, always);
     }
@@ -36,6 +37,28 @@ pub fn emit(kernel: &Kernel, sweep: &Sweep, target: &Target) -> Emitted {
         let always = variant.multiples.is_empty();
         emitted.before_all(variant, name, text, always);
     }
+    emitted
+}
+
+/// Is there a function of this sweep that begins with these kernels, for all sizes? (`with_prologue`)
+pub fn takes(kernel: &Kernel, prologue: &[&Kernel]) -> bool {
+    let few = prologue.len() <= few::WARPS as usize && prologue.iter().all(|k| Shape::new(k).is_of_warps());
+    few && kernel.sweep.as_ref().is_some_and(|sweep| few::takes(kernel, sweep))
+}
+
+/// The function of a sweep that `takes` these kernels, each with how many of its points are a batch point's.
+pub fn with_prologue(
+    name: &str,
+    function: &str,
+    kernel: &Kernel,
+    prologue: &[(&Kernel, i64)],
+    target: &Target,
+) -> Emitted {
+    let sweep = kernel.sweep.as_ref().expect("a sweep has a prologue");
+    let mut emitted = simple::emit(kernel, sweep, target);
+    emitted.kernel.name = name.to_string();
+    let (variant, text) = few::variant(kernel, sweep, function, prologue, target).expect("it was asked for");
+    emitted.before_all(variant, function.to_string(), text, true);
     emitted
 }
 

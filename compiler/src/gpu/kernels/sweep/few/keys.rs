@@ -2,7 +2,7 @@
 
 use ir::plan::Segment;
 
-use super::{Block, LOAD, LOWEST, State, WARPS};
+use super::{Block, LINE, LOAD, LOWEST, State, WARPS};
 use crate::gpu::ptx::{self, F32, I32};
 use crate::gpu::{hopper, math};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
@@ -10,6 +10,47 @@ use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 impl Block<'_, '_> {
     /// This split's keys: each warp's part to shared memory.
     pub(super) fn split(&self, e: &mut Emit, batch: &[Val], split: Val, splits: Val) {
+        let shares = self.shares(e, batch, split, splits);
+        let queries = self.queries(e, batch);
+        for (i, (s, [low, high])) in self.plan.sweep.segments.iter().zip(shares).enumerate() {
+            let state = self.segment(e, s, batch, &queries, low, high);
+            self.put(e, i as i64, state);
+        }
+    }
+
+    /// A chunk of the warp's keys and values to the second cache, whatever is written there later.
+    pub(super) fn prefetch(&self, e: &mut Emit, batch: &[Val], split: Val, splits: Val) {
+        let plan = self.plan;
+        let shares = self.shares(e, batch, split, splits);
+        for (s, [low, high]) in plan.sweep.segments.iter().zip(shares) {
+            for (r, width) in [(&s.k, plan.sweep.depth), (&s.v, plan.cols)] {
+                let (stride, batch_strides) = r.strides.split_last().expect("rows have a stride");
+                let base = self.body.linear(e, &r.offset, batch, batch_strides);
+                let base = e.at(self.body.args[r.arg], base, Elem::I16);
+                let stride = self.body.size(e, stride);
+                let lines = (width / LINE).max(1);
+                for first in (0..plan.chunk * lines).step_by(32) {
+                    let (first, lines) = (e.int(first, I32), e.int(lines, I32));
+                    let at = e.add(self.lane, first);
+                    let (key, line) = (e.div(at, lines), e.rem(at, lines));
+                    let key = e.add(low, key);
+                    let inside = e.cmp(Cmp::Lt, key, high);
+                    let key = e.extend_signed(key, Elem::I64);
+                    let row = e.mul(key, stride);
+                    let row = e.at(base, row, Elem::I16);
+                    let line = e.shl(line, LINE.trailing_zeros().into());
+                    let line = e.at(row, line, Elem::I16);
+                    e.if_then(inside, &[], |e| {
+                        ptx::prefetch(e, line);
+                        vec![]
+                    });
+                }
+            }
+        }
+    }
+
+    /// By segment, the warp's keys low..high.
+    fn shares(&self, e: &mut Emit, batch: &[Val], split: Val, splits: Val) -> Vec<[Val; 2]> {
         let (plan, body) = (self.plan, &self.body);
         let position = super::super::start(e, body, plan.sweep, batch);
         let position = e.truncate_int(position, Elem::I32);
@@ -51,16 +92,15 @@ impl Block<'_, '_> {
         let begin = e.min(begin, total);
         let end = e.add(begin, share);
         let end = e.min(end, total);
-        let queries = self.queries(e, batch);
-        for (i, s) in plan.sweep.segments.iter().enumerate() {
-            let (from, before) = ranges[i];
-            let behind = ranges.get(i + 1).map_or(total, |r| r.1);
-            let (low, high) = (e.max(begin, before), e.min(end, behind));
-            let (low, high) = (e.sub(low, before), e.sub(high, before));
-            let (low, high) = (e.add(from, low), e.add(from, high));
-            let state = self.segment(e, s, batch, &queries, low, high);
-            self.put(e, i as i64, state);
-        }
+        (0..ranges.len())
+            .map(|i| {
+                let (from, before) = ranges[i];
+                let behind = ranges.get(i + 1).map_or(total, |r| r.1);
+                let (low, high) = (e.max(begin, before), e.min(end, behind));
+                let (low, high) = (e.sub(low, before), e.sub(high, before));
+                [e.add(from, low), e.add(from, high)]
+            })
+            .collect()
     }
 
     /// Each row's elements that the thread multiplies, in f32.

@@ -2,6 +2,8 @@
 //! (flash decoding, Dao et al.).
 //!
 //!     block = (batch point, split)                 as many splits as blocks fit on the GPU; what is split is what the position sees
+//!       a chunk of each warp's keys and values to the second cache, while earlier functions end
+//!       the prologue's kernels, its points of them, some warps each
 //!       warp = keys from..to of all segments' keys, one segment behind the other
 //!         for segment, for chunk of keys           16 bytes a load; all of a chunk are on their way together
 //!           threads of a key: scores of all rows that share it; maximum, weights
@@ -18,13 +20,14 @@ use ir::plan::{Kernel, Sweep};
 use ir::{DType, Size};
 use runtime::artefact::{self, Step, Variant};
 
+use crate::gpu::map::Shape;
 use crate::gpu::ptx::{self, I32, Params, Signature};
 use crate::gpu::{Target, hopper, tiles};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 use crate::pipeline;
 use crate::scalar::{Body, Math};
 
-const WARPS: i64 = 4;
+pub const WARPS: i64 = 4;
 const THREADS: i64 = 32 * WARPS;
 /// Blocks for each multiprocessor.
 const AT_ONCE: i64 = 2;
@@ -36,6 +39,8 @@ const LOAD: i64 = 8;
 const PARTS: i64 = 16;
 /// Columns of a thread where parts are merged: a load of 16 bytes.
 const QUAD: i64 = 4;
+/// Elements of a line of the caches.
+const LINE: i64 = 64;
 /// A maximum before any key was seen.
 const LOWEST: f32 = -1e30;
 
@@ -117,19 +122,31 @@ impl<'k> Plan<'k> {
     }
 }
 
-/// The variant and its function, if the kernel is for this file.
-pub fn variant(kernel: &Kernel, sweep: &Sweep, name: &str, target: &Target) -> Option<(Variant, String)> {
+/// Is the kernel for this file, whatever the sizes?
+pub fn takes(kernel: &Kernel, sweep: &Sweep) -> bool {
+    let mut even = vec![];
+    Plan::new(kernel, sweep, &mut even).is_some() && even.is_empty()
+}
+
+/// The variant and its function, if the kernel is for this file. With the kernels in front of it, and how many of their points a batch
+/// point does; their buffers come first.
+pub fn variant(
+    kernel: &Kernel,
+    sweep: &Sweep,
+    name: &str,
+    prologue: &[(&Kernel, i64)],
+    target: &Target,
+) -> Option<(Variant, String)> {
     let mut even = vec![];
     let plan = Plan::new(kernel, sweep, &mut even)?;
     let signature = Signature {
-        buffers: kernel.args.len(),
+        buffers: prologue.iter().map(|(k, _)| k.args.len()).sum::<usize>() + kernel.args.len(),
         workspaces: 1,
         counters: true,
         threads: THREADS as u32,
-        overlap: target.hopper,
         ..Signature::default()
     };
-    let text = ptx::function(name, signature, |e, params| block(e, &plan, params));
+    let text = ptx::function(name, signature, |e, params| block(e, &plan, prologue, params, target));
     let most = sweep
         .segments
         .iter()
@@ -164,6 +181,7 @@ pub fn variant(kernel: &Kernel, sweep: &Sweep, name: &str, target: &Target) -> O
 struct Block<'b, 'k> {
     plan: &'b Plan<'k>,
     body: Body<'k>,
+    prologue: Vec<Lead<'k>>,
     thread: Val,
     lane: Val,
     warp: Val,
@@ -171,6 +189,13 @@ struct Block<'b, 'k> {
     shared: Val,
     /// Behind them the point's part, in the block that finishes it.
     result: Val,
+}
+
+/// A kernel of the prologue, and how many of its points a batch point does.
+struct Lead<'k> {
+    body: Body<'k>,
+    shape: Shape,
+    points: i64,
 }
 
 /// A warp's accumulator of a segment, by row: in units of log2. Masses by key thread, O by value thread.
@@ -195,14 +220,23 @@ impl State {
     }
 }
 
-fn block(e: &mut Emit, plan: &Plan, params: Params) {
+fn block(e: &mut Emit, plan: &Plan, prologue: &[(&Kernel, i64)], params: Params, target: &Target) {
     let (workspace, counters) = (params.workspaces[0], params.counters.expect("they were asked for"));
-    let body = Body::over(plan.kernel, 1, params.buffers, params.symbols, Math::Gpu);
+    let mut buffers = params.buffers;
+    let mut leads = vec![];
+    for &(kernel, points) in prologue {
+        let shape = Shape::new(kernel);
+        let own = buffers.drain(..kernel.args.len()).collect();
+        let body = shape.body(kernel, own, params.symbols.clone());
+        leads.push(Lead { body, shape, points });
+    }
+    let body = Body::over(plan.kernel, 1, buffers, params.symbols, Math::Gpu);
     let (thread, warp) = (ptx::thread(e), e.int(31, I32));
     let (shared, behind) = (ptx::shared(e), e.int(WARPS * plan.part(), I32));
     let b = Block {
         plan,
         body,
+        prologue: leads,
         thread,
         lane: e.and(thread, warp),
         warp: e.shr(thread, 5),
@@ -217,6 +251,17 @@ fn block(e: &mut Emit, plan: &Plan, params: Params) {
     let splits = e.div(places, points);
     let splits = e.max(splits, one);
     let tasks = e.mul(points, splits);
+    if target.hopper {
+        let some = e.cmp(Cmp::Lt, first, tasks);
+        e.if_then(some, &[], |e| {
+            let (point, split) = (e.div(first, splits), e.rem(first, splits));
+            let linear = e.extend_signed(point, Elem::I64);
+            let at = b.body.unravel(e, linear, batch);
+            b.prefetch(e, &at, split, splits);
+            vec![]
+        });
+        ptx::wait_for_earlier(e);
+    }
     // Mostly one each.
     let left = e.sub(tasks, first);
     let more = e.add(left, blocks);
@@ -235,11 +280,35 @@ fn block(e: &mut Emit, plan: &Plan, params: Params) {
 }
 
 impl Block<'_, '_> {
+    /// The batch point's points of the prologue, each kernel's by warps of its own: they wait for memory together. Blocks that share the
+    /// batch point all write the same there, and each of them reads what it has written itself.
+    fn begin(&self, e: &mut Emit, point: Val) {
+        if self.prologue.is_empty() {
+            return;
+        }
+        let warps = WARPS / self.prologue.len() as i64;
+        let each = e.int(warps, I32);
+        let mine = e.div(self.warp, each);
+        for (i, lead) in self.prologue.iter().enumerate() {
+            let number = e.int(i as i64, I32);
+            let is_mine = e.cmp(Cmp::Eq, mine, number);
+            e.if_then(is_mine, &[], |e| {
+                let (points, first) = (e.int(lead.points, I32), e.int(i as i64 * warps * 32, I32));
+                let (point, thread) = (e.mul(point, points), e.sub(self.thread, first));
+                lead.shape
+                    .emit_points(e, &lead.body, [point, thread], warps * 32, lead.points);
+                vec![]
+            });
+        }
+        ptx::barrier(e);
+    }
+
     fn task(&self, e: &mut Emit, [workspace, counters]: [Val; 2], point: Val, split: Val, splits: Val, task: Val) {
         let plan = self.plan;
         let outer = &plan.kernel.outer[..plan.sweep.batch];
         let linear = e.extend_signed(point, Elem::I64);
         let batch = self.body.unravel(e, linear, outer);
+        self.begin(e, point);
         self.split(e, &batch, split, splits);
         ptx::barrier(e);
         let (zero, one, warps) = (e.int(0, I32), e.int(1, I32), e.int(WARPS, I32));
