@@ -94,7 +94,7 @@ impl Args {
         let whole = |state: &mut State| {
             let inputs = [("tokens", Input::I32(&tokens)), ("last", Input::I32(&last))];
             engine
-                .call("prefill", &[("B", b), ("T", t)], &inputs, Some(state))
+                .call_for(&["best"], "prefill", &[("B", b), ("T", t)], &inputs, Some(state))
                 .map(|_| ())
         };
         let one = |i: i64, state: &mut State| {

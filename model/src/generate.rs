@@ -143,7 +143,7 @@ enum Next<'l> {
     Is(u32),
 }
 
-/// What decoding gave.
+/// What a call gave.
 enum Decoded {
     /// [batch, vocab]
     Logits(Vec<f32>),
@@ -160,17 +160,24 @@ impl Decoded {
     }
 }
 
-/// Logits, or what is best where nothing else is asked for. What is no token has logits that say what is wrong.
-fn decode(runner: &mut dyn Runner, how: &Sampling, tokens: &[i32], start: &[i32]) -> Result<Decoded, Cause> {
+type Step<T> = fn(&mut dyn Runner, &[i32], &[i32]) -> Result<T, Cause>;
+
+/// What a call gives: logits, or what is best where nothing else is asked for. What is no token has logits that say what is wrong.
+fn decoded(
+    runner: &mut dyn Runner,
+    how: &Sampling,
+    (best, logits): (Step<Option<Vec<i32>>>, Step<Vec<f32>>),
+    [tokens, places]: [&[i32]; 2],
+) -> Result<Decoded, Cause> {
     let best = match how.temperature == 0.0 {
-        true => runner.best(tokens, start)?,
+        true => best(runner, tokens, places)?,
         false => None,
     };
     let best: Option<Vec<u32>> = best.and_then(|all| all.into_iter().map(|t| u32::try_from(t).ok()).collect());
     match best {
         Some(tokens) => Ok(Decoded::Tokens(tokens)),
         // The same positions again leave the caches as they are.
-        None => runner.decode(tokens, start).map(Decoded::Logits),
+        None => logits(runner, tokens, places).map(Decoded::Logits),
     }
 }
 
@@ -218,10 +225,13 @@ pub fn generate_on(
         row.iter_mut().zip(s.prompt).for_each(|(t, id)| *t = *id as i32);
     }
     let last: Vec<i32> = sequences.iter().map(|s| s.done as i32 - 1).collect();
-    let mut decoded = Decoded::Logits(runner.prefill(&tokens, &last).map_err(GenerateError::Run)?);
+    let how = &request.sampling;
+    let prefill: (Step<_>, Step<_>) = (|r, t, l| r.prefill_best(t, l), |r, t, l| r.prefill(t, l));
+    let decode: (Step<_>, Step<_>) = (|r, t, s| r.best(t, s), |r, t, s| r.decode(t, s));
+    let mut next = decoded(runner, how, prefill, [&tokens, &last]).map_err(GenerateError::Run)?;
     loop {
         for (i, s) in sequences.iter_mut().enumerate() {
-            let next = decoded.of(i, limits.vocab as usize);
+            let next = next.of(i, limits.vocab as usize);
             s.step(next, request, context, &mut |token| on_token(i, token))
                 .map_err(|source| GenerateError::Sample { sequence: i, source })?;
         }
@@ -229,12 +239,12 @@ pub fn generate_on(
             break;
         }
         // A finished sequence repeats its last token in its place, which changes nothing.
-        let next: Vec<i32> = sequences.iter().map(|s| s.token as i32).collect();
+        let fed: Vec<i32> = sequences.iter().map(|s| s.token as i32).collect();
         let start: Vec<i32> = sequences
             .iter()
             .map(|s| (s.done - usize::from(s.finish.is_some())) as i32)
             .collect();
-        decoded = decode(runner, &request.sampling, &next, &start).map_err(GenerateError::Run)?;
+        next = decoded(runner, how, decode, [&fed, &start]).map_err(GenerateError::Run)?;
         sequences
             .iter_mut()
             .filter(|s| s.finish.is_none())

@@ -41,6 +41,10 @@ pub trait Runner {
     fn begin(&mut self, batch: usize, capacity: usize) -> Result<(), Cause>;
     /// logits [batch, vocab] of row `last[b]` of each sequence, from position 0.
     fn prefill(&mut self, tokens: &[i32], last: &[i32]) -> Result<Vec<f32>, Cause>;
+    /// As `prefill`, but only the token with the largest of each sequence's logits; see `best`.
+    fn prefill_best(&mut self, _tokens: &[i32], _last: &[i32]) -> Result<Option<Vec<i32>>, Cause> {
+        Ok(None)
+    }
     /// logits [batch, vocab] after one more token per sequence, at position `start[b]`.
     fn decode(&mut self, tokens: &[i32], start: &[i32]) -> Result<Vec<f32>, Cause>;
     /// As `decode`, but only the token with the largest of each sequence's logits, -1 where they are no numbers. `None`: nobody but the
@@ -70,6 +74,12 @@ impl<'a> EngineRunner<'a> {
             limits,
             state: None,
         }
+    }
+
+    fn prefilled(&mut self, tokens: &[i32], last: &[i32], result: &str) -> Result<Vec<f32>, Cause> {
+        let (batch, rows) = shape(last.len(), tokens);
+        let sizes = [("B", batch), ("T", rows)];
+        self.call("prefill", &sizes, &[("tokens", tokens), ("last", last)], result)
     }
 
     fn decoded(&mut self, tokens: &[i32], start: &[i32], result: &str) -> Result<Vec<f32>, Cause> {
@@ -113,13 +123,12 @@ impl Runner for EngineRunner<'_> {
     }
 
     fn prefill(&mut self, tokens: &[i32], last: &[i32]) -> Result<Vec<f32>, Cause> {
-        let (batch, rows) = shape(last.len(), tokens);
-        self.call(
-            "prefill",
-            &[("B", batch), ("T", rows)],
-            &[("tokens", tokens), ("last", last)],
-            "logits",
-        )
+        self.prefilled(tokens, last, "logits")
+    }
+
+    fn prefill_best(&mut self, tokens: &[i32], last: &[i32]) -> Result<Option<Vec<i32>>, Cause> {
+        let best = self.prefilled(tokens, last, "best")?;
+        Ok(Some(best.into_iter().map(|x| x as i32).collect()))
     }
 
     fn decode(&mut self, tokens: &[i32], start: &[i32]) -> Result<Vec<f32>, Cause> {

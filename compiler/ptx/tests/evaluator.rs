@@ -1,5 +1,7 @@
 //! Kernels with known results, one module per group of instructions, and every fault provoked once.
 
+#[path = "evaluator/boxes.rs"]
+mod boxes;
 #[path = "evaluator/copies.rs"]
 mod copies;
 #[path = "evaluator/faults.rs"]

@@ -73,7 +73,7 @@ const MAX_CONTEXT: i64 = 1 << 24;
 
 /// The module with the entry points `prefill(tokens, last)`, `decode(tokens, start)`, `logits(tokens)`, `loss(tokens, targets)`.
 ///
-/// tokens, targets [B, T] i32 (decode: [B, 1]); last, start [B] i32. Results: `logits` [B, 1, V] f32 (`logits`: [B, T, V]) and in
+/// tokens, targets [B, T] i32 (decode: [B, 1]); last, start [B] i32. Results: `logits` [B, 1, V] f32 (`logits`: [B, T, V]) and in `prefill` and
 /// `decode` also `best` [B, 1, 1] f32, the column of the largest one (-1: they are no numbers); `nll` [B, T] f32, 0 where the target is
 /// negative.
 pub fn build(config: &Config, options: &Options) -> Result<Module, GraphError> {
@@ -242,7 +242,7 @@ fn entry(name: &str, c: &Config, o: &Options, phase: Phase, layers: &[Function])
         }
         None => {
             f.returns("logits", logits);
-            if phase == Phase::Decode {
+            if matches!(phase, Phase::Prefill | Phase::Decode) {
                 let best = f.arg_max(logits);
                 f.returns("best", best);
             }

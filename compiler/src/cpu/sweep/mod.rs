@@ -12,11 +12,13 @@
 //! log2, so that an exponential is a power of two.
 
 mod products;
+mod scratch;
 mod softmax;
 
 use ir::DType;
 use ir::plan::{Expr, Kernel, Segment, Sweep};
 
+use self::scratch::Scratch;
 use super::Target;
 use super::keys::{BLOCK, Matrix, pack_keys, pack_values};
 use super::{map, product, vmath};
@@ -31,61 +33,9 @@ const FEW: i64 = 8;
 /// Gets a chunk's group (none: rows are groups), its first token or row, and its height.
 type ChunkBody<'a> = &'a mut dyn FnMut(&mut Emit, Option<Val>, Val, i64);
 
-/// Where things lie in a worker's scratch, in bytes.
-struct Scratch {
-    rows: i64,
-    /// Columns of an accumulator: whole register tiles.
-    width: i64,
-    scores: i64,
-    weights: i64,
-    keys: i64,
-    values: i64,
-    factors: i64,
-    /// Of segment 0; each has O, m, l.
-    states: i64,
-    state: i64,
-    end: i64,
-}
-
-fn scratch(kernel: &Kernel, sweep: &Sweep) -> Scratch {
-    let tokens = if sweep.tokens {
-        sweep.tile_tokens(&kernel.outer)
-    } else {
-        1
-    };
-    let rows = tokens * sweep.groups(&kernel.outer);
-    let cols = kernel.cols.as_const().unwrap_or(1);
-    let width = (cols + BLOCK - 1) / BLOCK * BLOCK;
-    let mut at = 0;
-    let mut take = |bytes: i64| {
-        let here = at;
-        at += (bytes + 63) / 64 * 64;
-        here
-    };
-    let scores = take(rows * BLOCK * 4);
-    let weights = take(rows * BLOCK * 2);
-    let keys = take((sweep.depth + 1) * BLOCK * 4);
-    let values = take(BLOCK / 2 * width * 4);
-    let factors = take(rows * 4);
-    let state = (rows * width * 4 + 2 * rows * 4 + 63) / 64 * 64;
-    let states = take(state * sweep.segments.len() as i64);
-    Scratch {
-        rows,
-        width,
-        scores,
-        weights,
-        keys,
-        values,
-        factors,
-        states,
-        state,
-        end: at,
-    }
-}
-
 /// Scratch of a worker.
 pub fn scratch_bytes(kernel: &Kernel, sweep: &Sweep) -> i64 {
-    scratch(kernel, sweep).end
+    Scratch::new(kernel, sweep).end
 }
 
 pub fn emit(kernel: &Kernel, sweep: &Sweep, target: &Target) -> String {
@@ -122,7 +72,7 @@ pub fn emit(kernel: &Kernel, sweep: &Sweep, target: &Target) -> String {
                 kernel,
                 sweep,
                 target,
-                lay: scratch(kernel, sweep),
+                lay: Scratch::new(kernel, sweep),
                 memory,
                 height,
                 batch,

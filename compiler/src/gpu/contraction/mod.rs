@@ -5,18 +5,21 @@
 //!         thread = 4 rows x 4 columns                  outer products in registers
 //!       sums to shared memory, then the kernel's stages: neighbouring threads take neighbouring columns
 //!
-//! No tensor cores: bf16 factors are multiplied in f32.
+//! No tensor cores: bf16 factors are multiplied in f32. What threads bring is `factor`'s, running results `reduced`'s.
 
-use ir::plan::{Contraction, Expr, Kernel, Reduction, Rhs, Stage};
+mod factor;
+mod reduced;
+
+use ir::plan::{Contraction, Expr, Kernel, Rhs};
 use ir::{DType, Size};
 use runtime::artefact::Step;
 
-use super::epilogue::{Tile, clamped, is_per_column};
+use self::factor::Factor;
+use super::epilogue::Tile;
 use super::ptx::{self, F32, I32, Params, Signature};
-use super::reduction::{add, finish, identity, merge};
 use super::{Emitted, Target, tiles};
-use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
-use crate::scalar::{Body, Math, memory, widen};
+use crate::mlir::emit::{Elem, Emit, Ty, Val};
+use crate::scalar::{Body, Math, widen};
 
 const THREADS: i64 = 256;
 /// Rows and columns of a block.
@@ -129,15 +132,6 @@ fn blocks(e: &mut Emit, n: Val) -> Val {
     let n = e.add(n, less);
     let n = e.div(n, tile);
     e.truncate_int(n, Elem::I32)
-}
-
-/// The running result of a reduction: a value, or maximum and mass.
-#[derive(Clone)]
-struct Running {
-    stage: usize,
-    op: Reduction,
-    value: usize,
-    state: Vec<Val>,
 }
 
 impl Block<'_, '_> {
@@ -270,217 +264,6 @@ impl Block<'_, '_> {
         let all = e.load_aligned(place, Ty::vector(Elem::F32, 4), 16);
         (0..4).map(|i| e.extract(all, i)).collect()
     }
-
-    /// The element k behind `base`, in f32; 0 behind the last k.
-    fn element(&self, e: &mut Emit, arg: usize, base: Val, k: Val, end: Val) -> Val {
-        let inside = e.cmp(Cmp::Lt, k, end);
-        let k = clamped(e, k, end);
-        let at = e.add(base, k);
-        let x = self.load(e, arg, at);
-        let nothing = e.f32(0.0, F32);
-        e.select(inside, x, nothing)
-    }
-
-    fn load(&self, e: &mut Emit, arg: usize, at: Val) -> Val {
-        let dtype = self.dtype(arg);
-        let ptr = e.at(self.tile.body.args[arg], at, memory(dtype));
-        let raw = e.load(ptr, Ty::scalar(memory(dtype)));
-        widen(e, raw, dtype)
-    }
-
-    /// Neighbouring threads take what neighbours in memory: k of a row, or rows of a turned matrix.
-    fn left(&self, e: &mut Emit, line: Val, quarter: Val) -> Factor {
-        let a = &self.c.a;
-        let turned = self.kernel().is_turned();
-        let (line, depth) = if turned { self.across(e) } else { (line, quarter) };
-        let row = self.tile.offset(e, self.tile.first, line);
-        let row = clamped(e, row, self.tile.rows);
-        let mut point = self.tile.point(e, row);
-        let base = self.tile.body.base(e, &mut point, a);
-        let stride = turned.then(|| self.tile.body.size(e, a.strides.last().expect("k has a stride")));
-        Factor {
-            arg: a.arg,
-            base,
-            stride,
-            line,
-            depth,
-        }
-    }
-
-    /// A line of the tile and four k, where lines are neighbours in memory.
-    fn across(&self, e: &mut Emit) -> (Val, Val) {
-        let (tile, four) = (e.int(TILE, I32), e.int(4, I32));
-        let (line, part) = (e.rem(self.tile.thread, tile), e.div(self.tile.thread, tile));
-        (line, e.mul(part, four))
-    }
-
-    fn factor(&self, e: &mut Emit, b: &Rhs, column: Val, line: Val, quarter: Val) -> Factor {
-        let k = self.tile.body.size(e, &self.c.k);
-        match b {
-            Rhs::Packed { arg } => {
-                let n = self.tile.offset(e, column, line);
-                let n = clamped(e, n, self.tile.cols);
-                let base = e.mul(n, k);
-                Factor {
-                    arg: *arg,
-                    base,
-                    stride: None,
-                    line,
-                    depth: quarter,
-                }
-            }
-            Rhs::KContiguous { arg, offset, strides } => {
-                let (last, batch) = strides.split_last().expect("n has a stride");
-                let base = self.tile.body.linear(e, offset, &self.tile.batch, batch);
-                let n = self.tile.offset(e, column, line);
-                let n = clamped(e, n, self.tile.cols);
-                let stride = self.tile.body.size(e, last);
-                let n = e.mul(n, stride);
-                let base = e.add(base, n);
-                Factor {
-                    arg: *arg,
-                    base,
-                    stride: None,
-                    line,
-                    depth: quarter,
-                }
-            }
-            Rhs::NContiguous { arg, offset, strides } => {
-                let (last, batch) = strides.split_last().expect("k has a stride");
-                let base = self.tile.body.linear(e, offset, &self.tile.batch, batch);
-                let (line, depth) = self.across(e);
-                let n = self.tile.offset(e, column, line);
-                let n = clamped(e, n, self.tile.cols);
-                let base = e.add(base, n);
-                let stride = self.tile.body.size(e, last);
-                Factor {
-                    arg: *arg,
-                    base,
-                    stride: Some(stride),
-                    line,
-                    depth,
-                }
-            }
-        }
-    }
-
-    fn factor_element(&self, e: &mut Emit, f: &Factor, k: Val, end: Val) -> Val {
-        let Some(stride) = f.stride else {
-            return self.element(e, f.arg, f.base, k, end);
-        };
-        let inside = e.cmp(Cmp::Lt, k, end);
-        let k = clamped(e, k, end);
-        let at = e.mul(k, stride);
-        let at = e.add(f.base, at);
-        let x = self.load(e, f.arg, at);
-        let nothing = e.f32(0.0, F32);
-        e.select(inside, x, nothing)
-    }
-
-    /// All columns of the block's rows: four threads a row, each with every fourth column of a tile.
-    fn reduced(&self, e: &mut Emit) {
-        let stages = &self.kernel().stages;
-        let mut running = vec![];
-        for (stage, s) in stages.iter().enumerate() {
-            let Stage::Reduce { op, value } = s else { continue };
-            let state = identity(e, *op, F32);
-            running.push(Running {
-                stage,
-                op: *op,
-                value: *value,
-                state,
-            });
-        }
-        let four = e.int(4, I32);
-        let (line, quarter) = (e.div(self.tile.thread, four), e.rem(self.tile.thread, four));
-        let (zero, init) = (
-            e.i64(0),
-            running.iter().flat_map(|r| r.state.clone()).collect::<Vec<_>>(),
-        );
-        let last = e.for_loop(zero, self.tile.cols, TILE, &init, |e, column, state| {
-            self.product(e, column);
-            let (mut point, is_there) = self.tile.row(e, line);
-            stages
-                .iter()
-                .filter(|s| matches!(s, Stage::Reduce { .. }) || is_per_column(s))
-                .for_each(|s| {
-                    self.tile.body.hoist(e, &mut point, s);
-                });
-            let end = e.int(TILE, I32);
-            let state = e.for_loop(quarter, end, 4, state, |e, at, state| {
-                let wanted = self.tile.offset(e, column, at);
-                let inside = e.cmp(Cmp::Lt, wanted, self.tile.cols);
-                let wanted = clamped(e, wanted, self.tile.cols);
-                let mut cols = self.tile.columns(e, wanted, line, at);
-                let mut out = vec![];
-                let mut rest = state;
-                for r in &running {
-                    let (mine, others) = rest.split_at(r.state.len());
-                    rest = others;
-                    let x = self.tile.body.vector(e, &mut point, &mut cols, r.value);
-                    let x = e.extract(x, 0);
-                    let next = add(e, r.op, mine, x);
-                    out.extend(
-                        next.iter()
-                            .zip(mine)
-                            .map(|(next, before)| e.select(inside, *next, *before)),
-                    );
-                }
-                let here = e.and(inside, is_there);
-                for stage in stages.iter().filter(|s| is_per_column(s)) {
-                    self.tile.store(e, &mut point, &mut cols, stage, here);
-                }
-                out
-            });
-            // The next tile overwrites the sums.
-            ptx::barrier(e);
-            state
-        });
-        let (mut point, is_there) = self.tile.row(e, line);
-        let mut rest = &last[..];
-        for r in &running {
-            let (mine, others) = rest.split_at(r.state.len());
-            rest = others;
-            let mut state = mine.to_vec();
-            for bits in [1, 2] {
-                let other: Vec<Val> = state.iter().map(|x| ptx::shuffle_xor(e, *x, bits)).collect();
-                state = merge(e, r.op, &state, &other);
-            }
-            let result = finish(e, r.op, &state);
-            point.reduced.insert(r.stage, result);
-        }
-        let none = e.int(0, I32);
-        let first = e.cmp(Cmp::Eq, quarter, none);
-        let here = e.and(first, is_there);
-        for stage in stages.iter().filter(|s| !is_per_column(s)) {
-            let Stage::Store { to, value, when } = stage else {
-                continue;
-            };
-            self.tile.body.hoist(e, &mut point, stage);
-            let value = self.tile.body.scalar(e, &mut point, *value);
-            let here = match when {
-                None => here,
-                Some(when) => {
-                    let when = self.tile.body.scalar(e, &mut point, *when);
-                    e.and(here, when)
-                }
-            };
-            e.if_then(here, &[], |e| {
-                self.tile.body.store_scalar(e, &mut point, to, value);
-                vec![]
-            });
-        }
-    }
-}
-
-/// Where a thread's part of B comes from, and its place in the tile.
-struct Factor {
-    arg: usize,
-    base: Val,
-    /// Elements from k to k; none: one.
-    stride: Option<Val>,
-    line: Val,
-    depth: Val,
 }
 
 fn round(e: &mut Emit, x: Val) -> Val {
