@@ -160,13 +160,14 @@ impl Decoded {
     }
 }
 
-type Step<T> = fn(&mut dyn Runner, &[i32], &[i32]) -> Result<T, Cause>;
+/// A call of the runner, of tokens and their places.
+type Ask<T> = fn(&mut dyn Runner, &[i32], &[i32]) -> Result<T, Cause>;
 
 /// What a call gives: logits, or what is best where nothing else is asked for. What is no token has logits that say what is wrong.
 fn decoded(
     runner: &mut dyn Runner,
     how: &Sampling,
-    (best, logits): (Step<Option<Vec<i32>>>, Step<Vec<f32>>),
+    (best, logits): (Ask<Option<Vec<i32>>>, Ask<Vec<f32>>),
     [tokens, places]: [&[i32]; 2],
 ) -> Result<Decoded, Cause> {
     let best = match how.temperature == 0.0 {
@@ -226,8 +227,8 @@ pub fn generate_on(
     }
     let last: Vec<i32> = sequences.iter().map(|s| s.done as i32 - 1).collect();
     let how = &request.sampling;
-    let prefill: (Step<_>, Step<_>) = (|r, t, l| r.prefill_best(t, l), |r, t, l| r.prefill(t, l));
-    let decode: (Step<_>, Step<_>) = (|r, t, s| r.best(t, s), |r, t, s| r.decode(t, s));
+    let prefill: (Ask<_>, Ask<_>) = (|r, t, l| r.prefill_best(t, l), |r, t, l| r.prefill(t, l));
+    let decode: (Ask<_>, Ask<_>) = (|r, t, s| r.best(t, s), |r, t, s| r.decode(t, s));
     let mut next = decoded(runner, how, prefill, [&tokens, &last]).map_err(GenerateError::Run)?;
     loop {
         for (i, s) in sequences.iter_mut().enumerate() {
