@@ -156,6 +156,28 @@ fn a_trace_has_every_kernel() {
     }
 }
 
+/// Lengths are drawn up to 130; a table of rotations that has eight rows is asked for no more.
+#[test]
+fn a_file_is_run_at_positions_that_it_has() {
+    let s = Sandbox::new();
+    let file = s.path("rope.mlir");
+    let ty = r#"tensor<?x?x16xf32, ["B", "T"]>"#;
+    let rope =
+        format!(r#"%y = "loop.rope"(%x) {{dtype = "f32", max = 8 : i64, theta = 10000.0 : f64}} : ({ty}) -> {ty}"#);
+    let text = format!(
+        r#"module {{
+  func.func @main(%x: {ty} {{loop.input = "x"}}) -> ({ty} {{loop.name = "y"}}) {{
+    {rope}
+    return %y : {ty}
+  }}
+}}
+"#
+    );
+    std::fs::write(&file, text).unwrap();
+    let found = report(&s.loopc(&["check", &file.display().to_string(), "--cases", "12", "--json"]));
+    assert_eq!((&found["runs"], &found["failed"]), (&12.into(), &0.into()), "{found}");
+}
+
 #[test]
 fn what_fails_is_told_with_the_words_that_repeat_it() {
     let s = Sandbox::new();

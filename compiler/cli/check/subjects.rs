@@ -130,6 +130,18 @@ pub fn random(seed: u64) -> anyhow::Result<Option<Subject>> {
     }))
 }
 
+/// How many positions all of the module's rotations know.
+fn positions(module: &Module) -> Option<i64> {
+    let ops = module.functions.iter().flat_map(|f| &f.ops);
+    let most = ops
+        .filter(|op| op.name == "rope")
+        .filter_map(|op| match op.attrs.get("max") {
+            Some(Attr::Int(n)) => Some(*n),
+            _ => None,
+        });
+    most.min()
+}
+
 /// A graph file: each function that nobody calls, on data that its ops accept.
 pub fn of_file(path: &Path, seed: u64) -> anyhow::Result<Subject> {
     let at = path.display().to_string();
@@ -156,6 +168,11 @@ pub fn of_file(path: &Path, seed: u64) -> anyhow::Result<Subject> {
         let mut drawn = passes::sizes(&program, seed);
         if seed % 2 == 1 {
             drawn.extend(larger(&mut Rng::new(seed)));
+        }
+        // A table of rotations has no rows for more positions.
+        for name in ["T", "S", "C"] {
+            let n = drawn.get_mut(name).zip(positions(&program));
+            n.into_iter().for_each(|(n, most)| *n = most.min(*n));
         }
         // A cache of fixed length may be too short for the rows drawn; one row fits all.
         let one = drawn.keys().map(|name| (name.clone(), 1)).collect();
