@@ -69,7 +69,8 @@ pub struct Code {
     pub joins: Vec<Join>,
 }
 
-/// Launches `first..first + count` of an entry as one kernel of `Code::kernels`. Its buffers are theirs, one launch after the other.
+/// Launches `first..first + count` of an entry as one kernel of `Code::kernels`: they do not need each other, or the last one begins with the
+/// others. Its buffers are theirs, one launch after the other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Join {
     pub entry: String,

@@ -19,7 +19,7 @@ impl Kernel {
 
 impl Plan {
     /// Launches right in front of launch `at` that its batch points may do for themselves: how many points of theirs each of them does, by
-    /// launch, `at - len..at`. None where launch `at` is no sweep of one token a sequence.
+    /// launch, `at - len..at`. Empty where launch `at` is no sweep of one token a sequence.
     ///
     /// Batch point b does points `n b..n (b + 1)`; what it reads of their results it has written itself. A row that is looked up (a
     /// position in a cache) lies in its own point's part.

@@ -19,16 +19,6 @@ pub struct Factor {
 }
 
 impl Block<'_, '_> {
-    /// The element k behind `base`, in f32; 0 behind the last k.
-    fn element(&self, e: &mut Emit, arg: usize, base: Val, k: Val, end: Val) -> Val {
-        let inside = e.cmp(Cmp::Lt, k, end);
-        let k = clamped(e, k, end);
-        let at = e.add(base, k);
-        let x = self.load(e, arg, at);
-        let nothing = e.f32(0.0, F32);
-        e.select(inside, x, nothing)
-    }
-
     fn load(&self, e: &mut Emit, arg: usize, at: Val) -> Val {
         let dtype = self.dtype(arg);
         let ptr = e.at(self.tile.body.args[arg], at, memory(dtype));
@@ -63,63 +53,38 @@ impl Block<'_, '_> {
     }
 
     pub fn factor(&self, e: &mut Emit, b: &Rhs, column: Val, line: Val, quarter: Val) -> Factor {
-        let k = self.tile.body.size(e, &self.c.k);
-        match b {
+        let turned = matches!(b, Rhs::NContiguous { .. });
+        let (line, depth) = if turned { self.across(e) } else { (line, quarter) };
+        let n = self.tile.offset(e, column, line);
+        let n = clamped(e, n, self.tile.cols);
+        let (arg, base, stride) = match b {
             Rhs::Packed { arg } => {
-                let n = self.tile.offset(e, column, line);
-                let n = clamped(e, n, self.tile.cols);
-                let base = e.mul(n, k);
-                Factor {
-                    arg: *arg,
-                    base,
-                    stride: None,
-                    line,
-                    depth: quarter,
-                }
+                let k = self.tile.body.size(e, &self.c.k);
+                (*arg, e.mul(n, k), None)
             }
-            Rhs::KContiguous { arg, offset, strides } => {
-                let (last, batch) = strides.split_last().expect("n has a stride");
+            Rhs::KContiguous { arg, offset, strides } | Rhs::NContiguous { arg, offset, strides } => {
+                let (last, batch) = strides.split_last().expect("a matrix has a stride");
                 let base = self.tile.body.linear(e, offset, &self.tile.batch, batch);
-                let n = self.tile.offset(e, column, line);
-                let n = clamped(e, n, self.tile.cols);
                 let stride = self.tile.body.size(e, last);
-                let n = e.mul(n, stride);
-                let base = e.add(base, n);
-                Factor {
-                    arg: *arg,
-                    base,
-                    stride: None,
-                    line,
-                    depth: quarter,
-                }
+                let n = if turned { n } else { e.mul(n, stride) };
+                (*arg, e.add(base, n), turned.then_some(stride))
             }
-            Rhs::NContiguous { arg, offset, strides } => {
-                let (last, batch) = strides.split_last().expect("k has a stride");
-                let base = self.tile.body.linear(e, offset, &self.tile.batch, batch);
-                let (line, depth) = self.across(e);
-                let n = self.tile.offset(e, column, line);
-                let n = clamped(e, n, self.tile.cols);
-                let base = e.add(base, n);
-                let stride = self.tile.body.size(e, last);
-                Factor {
-                    arg: *arg,
-                    base,
-                    stride: Some(stride),
-                    line,
-                    depth,
-                }
-            }
+        };
+        Factor {
+            arg,
+            base,
+            stride,
+            line,
+            depth,
         }
     }
 
+    /// Element k of a factor, in f32; 0 behind the last k.
     pub fn factor_element(&self, e: &mut Emit, f: &Factor, k: Val, end: Val) -> Val {
-        let Some(stride) = f.stride else {
-            return self.element(e, f.arg, f.base, k, end);
-        };
         let inside = e.cmp(Cmp::Lt, k, end);
         let k = clamped(e, k, end);
-        let at = e.mul(k, stride);
-        let at = e.add(f.base, at);
+        let k = f.stride.map_or(k, |stride| e.mul(k, stride));
+        let at = e.add(f.base, k);
         let x = self.load(e, f.arg, at);
         let nothing = e.f32(0.0, F32);
         e.select(inside, x, nothing)

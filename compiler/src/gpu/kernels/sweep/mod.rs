@@ -14,6 +14,7 @@ mod stages;
 mod walk;
 
 use ir::plan::{Kernel, Sweep};
+use runtime::artefact::GpuKernel;
 
 use crate::gpu::map::Shape;
 use crate::gpu::{Emitted, Target};
@@ -55,11 +56,14 @@ pub fn with_prologue(
     target: &Target,
 ) -> Emitted {
     let sweep = kernel.sweep.as_ref().expect("a sweep has a prologue");
-    let mut emitted = simple::emit(kernel, sweep, target);
-    emitted.kernel.name = name.to_string();
     let (variant, text) = few::variant(kernel, sweep, function, prologue, target).expect("it was asked for");
-    emitted.before_all(variant, function.to_string(), text, true);
-    emitted
+    Emitted {
+        kernel: GpuKernel {
+            name: name.to_string(),
+            variants: vec![variant],
+        },
+        functions: vec![(function.to_string(), text)],
+    }
 }
 
 /// The position of the batch point's first token, i64.
