@@ -127,6 +127,10 @@ impl Runner for EngineRunner<'_> {
     }
 
     fn prefill_best(&mut self, tokens: &[i32], last: &[i32]) -> Result<Option<Vec<i32>>, Cause> {
+        // An artefact may be older than this result.
+        if !self.engine.gives("prefill", "best") {
+            return Ok(None);
+        }
         let best = self.prefilled(tokens, last, "best")?;
         Ok(Some(best.into_iter().map(|x| x as i32).collect()))
     }

@@ -160,6 +160,12 @@ impl Engine {
         self.entries.iter().any(|e| e.name == name)
     }
 
+    /// Has the entry a result of this name?
+    pub fn gives(&self, entry: &str, result: &str) -> bool {
+        let mut results = self.entries.iter().filter(|e| e.name == entry).flat_map(|e| &e.outputs);
+        results.any(|port| port.name == result)
+    }
+
     /// The number of keys to give decoding that is to see `keys` of them, in caches for `capacity`.
     ///
     /// A GPU replays what it recorded for the same sizes, so it wants few different ones: up to 255 more. Only for entry points whose S
