@@ -67,9 +67,6 @@ pub struct Code {
     /// What a GPU runs as one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub joins: Vec<Join>,
-    /// Entries that a GPU can run as one function.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub persistent: Vec<Persistent>,
 }
 
 /// Launches `first..first + count` of an entry as one kernel of `Code::kernels`: they do not need each other, or the last one begins with the
@@ -80,63 +77,6 @@ pub struct Join {
     pub first: u32,
     pub count: u32,
     pub kernel: String,
-}
-
-/// An entry's launches as one function (a persistent kernel): blocks, one a multiprocessor, do its tasks one after the other, with a barrier of
-/// all blocks between them.
-///
-/// Its parameters, in order: pointers to a table, a list, a workspace and counters, then B, T, S and C as i32.
-/// The table has a row of `row` u64 for each task: twice the task's body, plus 1 if it is `beside` another; then the addresses of its launches'
-/// buffers, one launch after the other. The list has the units that blocks use, see `Units`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Persistent {
-    pub entry: String,
-    /// Only where this size is at most so large.
-    pub at_most: (Size, i64),
-    pub function: String,
-    pub threads: u32,
-    /// Dynamic shared memory, in bytes.
-    pub shared: u32,
-    /// Bytes of the workspace.
-    pub workspace: u64,
-    /// As `Variant::counters`.
-    pub counters: u32,
-    pub row: u32,
-    pub units: Units,
-    pub tasks: Vec<Task>,
-}
-
-/// Launches `first..first + count` of the entry.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Task {
-    /// Which of the function's bodies does it.
-    pub body: u32,
-    pub first: u32,
-    pub count: u32,
-    /// It needs nothing of the task in front of it, and does not wait for its end.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub beside: bool,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub matrices: Option<Matrices>,
-}
-
-/// Weights of a task, row-major bf16: those of its launches' buffers, all of the same shape.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Matrices {
-    pub args: Vec<u32>,
-    pub rows: i64,
-    pub columns: i64,
-}
-
-/// How matrices come to the blocks: in units of `rows` rows by at most `depth` columns. Of each `Matrices`, block b of n has the tiles of `rows`
-/// rows `b t / n..(b + 1) t / n` of all t, and of each tile, matrix by matrix, the units from left to right.
-///
-/// The list has entries of two u64: at `b` how many units block b has, and 0; at `(u + 1) n + b` its unit number u: the address, then bytes
-/// of a unit's row and of the matrix's as two u32. Behind the longest block's last unit stand n entries more, which are looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Units {
-    pub rows: i64,
-    pub depth: i64,
 }
 
 /// A kernel as a GPU runs it: the first variant that fits the call's sizes. The last one always does.

@@ -1,8 +1,8 @@
 //! Is a header sound? Every index in range, every size non-negative: what the engine then relies on.
 
 use crate::artefact::{
-    Buffer, Code, DType, Entry, Header, Join, Launch, Layout, MapSource, Persistent, SYMBOLS, Size, Source, Step,
-    TensorMap, Variant, Weight,
+    Buffer, Code, DType, Entry, Header, Join, Launch, Layout, MapSource, SYMBOLS, Size, Source, Step, TensorMap,
+    Variant, Weight,
 };
 use crate::container::Artefact;
 use crate::engine::device::is_gpu;
@@ -153,9 +153,6 @@ fn sound_code(header: &Header, code: &Code) -> Result<(), String> {
         let joined = sound_join(header, code, join).map_err(|e| format!("what runs as {}: {e}", join.kernel))?;
         given.push((&join.kernel, joined.iter().map(|l| l.buffers.len()).sum()));
     }
-    for how in &code.persistent {
-        sound_persistent(header, how).map_err(|e| format!("function {}: {e}", how.function))?;
-    }
     for kernel in &code.kernels {
         let of_kernel = given.iter().filter(|(name, _)| **name == kernel.name);
         // What nothing launches has nothing to be checked against.
@@ -174,58 +171,6 @@ fn sound_code(header: &Header, code: &Code) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-/// Tasks that are the entry's launches, each once and in their order; rows with room for their buffers; matrices that are weights.
-fn sound_persistent(header: &Header, how: &Persistent) -> Result<(), String> {
-    let entry = header.entries.iter().find(|e| e.name == how.entry);
-    let entry = entry.ok_or_else(|| format!("there is no entry point {}", how.entry))?;
-    within("threads of a block", how.threads as usize, 1..=1024)?;
-    within("bytes of shared memory", how.shared as usize, 0..=256 << 10)?;
-    within("bytes of a workspace", how.workspace as usize, 0..=1 << 32)?;
-    within("counters", how.counters as usize, 0..=1 << 20)?;
-    within("words of a row", how.row as usize, 1..=1024)?;
-    if !(1..=1 << 10).contains(&how.units.rows) || !(8..=1 << 16).contains(&how.units.depth) {
-        return Err(format!("units of {} x {}", how.units.rows, how.units.depth));
-    }
-    let mut at = 0;
-    for task in &how.tasks {
-        let (first, count) = (task.first as usize, task.count as usize);
-        let launches = first.checked_add(count).and_then(|end| entry.launches.get(first..end));
-        let launches = launches.filter(|_| first == at && count > 0);
-        let launches = launches.ok_or_else(|| format!("{count} launches from {first} on, behind {at}"))?;
-        let buffers: Vec<u32> = launches.iter().flat_map(|l| l.buffers.iter().copied()).collect();
-        if buffers.len() >= how.row as usize {
-            return Err(format!("{} buffers in a row of {} words", buffers.len(), how.row));
-        }
-        if let Some(m) = &task.matrices {
-            let fits = |n: i64, step: i64| n > 0 && n < 1 << 31 && n % step == 0;
-            if !fits(m.rows, how.units.rows) || !fits(m.columns, 8) {
-                return Err(format!("a matrix of {} x {}", m.rows, m.columns));
-            }
-            let weight = |arg: &u32| match entry.buffers.get(*buffers.get(*arg as usize)? as usize)? {
-                Buffer::Weight(i) => header.weights.get(*i as usize),
-                _ => None,
-            };
-            let is_it = |arg: &u32| weight(arg).is_some_and(|w| w.dtype == DType::BF16 && elements(w) == m.rows * m.columns);
-            if !m.args.iter().all(is_it) {
-                return Err(format!("a matrix is no bf16 weight of {} x {}", m.rows, m.columns));
-            }
-        }
-        at += count;
-    }
-    match at == entry.launches.len() {
-        true => Ok(()),
-        false => Err(format!("tasks for {at} of {} launches", entry.launches.len())),
-    }
-}
-
-/// Of a weight that is sound.
-fn elements(weight: &Weight) -> i64 {
-    match &weight.source {
-        Source::RopeTable { rows, dim, .. } => rows * dim / 2,
-        Source::Tensors(parts) => parts.iter().map(|p| p.shape.iter().product::<i64>()).sum(),
-    }
 }
 
 /// Its launches: they are there, and in no other join.

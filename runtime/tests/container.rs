@@ -101,7 +101,6 @@ fn artefact() -> Artefact {
                 len: 3,
                 kernels: vec![],
                 joins: vec![],
-                persistent: vec![],
             },
             Code {
                 target: "sm_90a".into(),
@@ -115,7 +114,6 @@ fn artefact() -> Artefact {
                     count: 2,
                     kernel: "k+k".into(),
                 }],
-                persistent: vec![],
             },
         ],
     };

@@ -22,12 +22,6 @@ pub fn expect_bytes(e: &mut Emit, barrier: Val, bytes: i64) {
     asm(e, &text, "r,~{memory}", &[barrier], &[]);
 }
 
-/// As `expect_bytes`, of a number that only the program knows (i32).
-pub fn expect(e: &mut Emit, barrier: Val, bytes: Val) {
-    let text = "mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;";
-    asm(e, text, "r,r,~{memory}", &[barrier, bytes], &[]);
-}
-
 pub fn arrive(e: &mut Emit, barrier: Val) {
     asm(
         e,
@@ -84,12 +78,6 @@ pub fn copy_box_to_all(e: &mut Emit, to: Val, map: Val, [x, y]: [Val; 2], barrie
          .multicast::cluster [$0], [$1, {{$3, $4}}], [$2], all; }}"
     );
     asm(e, &text, "r,l,r,r,r,~{memory}", &[to, map, barrier, x, y], &[]);
-}
-
-/// So many bytes (i32) from global to shared memory, all three multiples of 16.
-pub fn copy_bytes(e: &mut Emit, to: Val, from: Val, bytes: Val, barrier: Val) {
-    let text = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [$0], [$1], $2, [$3];";
-    asm(e, text, "r,l,r,r,~{memory}", &[to, from, bytes, barrier], &[]);
 }
 
 pub fn prefetch_map(e: &mut Emit, map: Val) {
@@ -265,12 +253,9 @@ pub fn pack_bf16(e: &mut Emit, low: Val, high: Val) -> Val {
     e.op(I32, &format!("{text} {high}, {low} : (f32, f32) -> i32"))
 }
 
-/// What this thread wrote before is seen by who sees what it writes after, on the whole GPU; and the other way round.
-pub fn fence(e: &mut Emit) {
-    asm(e, "fence.acq_rel.gpu;", "~{memory}", &[], &[]);
-}
-
-/// Adds one to a counter in global memory; gives what was there, i32.
+/// Adds one to a counter in global memory; gives what was there, i32. What this thread wrote or saw before is seen by who counts after it, on
+/// the whole GPU; and the other way round. It waits for all copies and prefetches that the multiprocessor has under way, whoever asked for
+/// them: about 800 clocks, or as long as they take.
 pub fn count(e: &mut Emit, counter: Val) -> Val {
     asm(
         e,
@@ -353,24 +338,6 @@ pub fn wait_for_count(e: &mut Emit, at: Val, n: Val) {
     let text =
         "{ .reg .pred p; .reg .b32 x; again: ld.acquire.gpu.global.b32 x, [$0]; setp.ne.b32 p, x, $1; @p bra again; }";
     asm(e, text, "l,r,~{memory}", &[at, n], &[]);
-}
-
-/// As `wait_for_count`, until it is `n` or more.
-pub fn wait_for_at_least(e: &mut Emit, at: Val, n: Val) {
-    let text =
-        "{ .reg .pred p; .reg .b32 x; again: ld.acquire.gpu.global.b32 x, [$0]; setp.lt.u32 p, x, $1; @p bra again; }";
-    asm(e, text, "l,r,~{memory}", &[at, n], &[]);
-}
-
-/// Adds one to a counter; what this thread, and by a barrier its block, wrote before is seen by who sees that.
-pub fn count_ended(e: &mut Emit, counter: Val) {
-    asm(
-        e,
-        "fence.acq_rel.gpu; red.relaxed.gpu.global.add.u32 [$0], 1;",
-        "l,~{memory}",
-        &[counter],
-        &[],
-    );
 }
 
 pub fn publish_count(e: &mut Emit, at: Val, n: Val) {

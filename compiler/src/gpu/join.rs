@@ -174,7 +174,14 @@ fn part(
         shape.emit(e, &body, at);
         return;
     }
-    let count = shape.tiles(e, &body);
+    let mut count = e.i64(1);
+    for (size, block) in shape.grid(kernel) {
+        let n = body.size(e, &size);
+        let (less, block) = (e.i64(block - 1), e.i64(block));
+        let n = e.add(n, less);
+        let n = e.div(n, block);
+        count = e.mul(count, n);
+    }
     let count = e.truncate_int(count, Elem::I32);
     let end = e.add(begin, count);
     let is_mine = e.cmp(Cmp::Lt, block, end);

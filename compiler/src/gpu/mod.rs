@@ -16,7 +16,6 @@ mod map;
 pub(crate) mod math;
 mod matmul;
 mod mma;
-mod persistent;
 mod pipeline;
 mod ptx;
 mod reduction;
@@ -29,7 +28,7 @@ use std::collections::BTreeSet;
 
 use ir::Size;
 use ir::plan::{Contraction, Kernel, Plan, Rhs};
-use runtime::artefact::{self, GpuKernel, Join, Persistent, Step, Variant};
+use runtime::artefact::{self, GpuKernel, Join, Step, Variant};
 
 use self::tuning::{Space, Table, Tuning, Way};
 
@@ -69,18 +68,11 @@ impl Emitted {
     }
 }
 
-/// Code for one target, and how it is run.
+/// Code for one target, and how its kernels are run.
 pub struct Module {
     pub compiled: Compiled,
-    pub how: How,
-}
-
-/// How kernels are run: each, some as one, whole entries as one.
-#[derive(Default)]
-pub struct How {
     pub kernels: Vec<GpuKernel>,
     pub joins: Vec<Join>,
-    pub persistent: Vec<Persistent>,
 }
 
 /// Compiles all kernels to one PTX module. `plans`, each with its launches' kernels by name, tell what runs as one.
@@ -119,18 +111,12 @@ pub fn compile_plans(
             });
         }
     }
-    let (kernels, functions): (Vec<_>, Vec<_>) = all.into_iter().map(|e| (e.kernel, e.functions)).unzip();
-    let mut functions: Vec<(String, String)> = functions.into_iter().flatten().collect();
-    let whole = plans.iter().filter_map(|(plan, _)| persistent::emit(plan, target));
-    let (persistent, more): (Vec<_>, Vec<_>) = whole.unzip();
-    functions.extend(more);
+    let (how, functions): (Vec<_>, Vec<_>) = all.into_iter().map(|e| (e.kernel, e.functions)).unzip();
+    let functions = functions.into_iter().flatten().collect();
     Ok(Module {
         compiled: assemble::compile(functions, target, texts)?,
-        how: How {
-            kernels,
-            joins,
-            persistent,
-        },
+        kernels: how,
+        joins,
     })
 }
 
@@ -141,7 +127,7 @@ pub fn compile_kernels(
     texts: bool,
 ) -> Result<(Compiled, Vec<GpuKernel>), CodeError> {
     let module = compile_plans(kernels, &[], target, &Tuning::default(), texts)?;
-    Ok((module.compiled, module.how.kernels))
+    Ok((module.compiled, module.kernels))
 }
 
 /// Every way of the kernels that have several; of kernels with one key one, and only of keys that are wanted.

@@ -103,19 +103,6 @@ impl Ring {
         }
     }
 
-    /// So many steps on (i32), fewer than stages.
-    pub fn ahead(&self, e: &mut Emit, place: Place, steps: Val) -> Place {
-        let (count, one, zero) = (e.int(self.count, I32), e.int(1, I32), e.int(0, I32));
-        let stage = e.add(place.stage, steps);
-        let wraps = e.cmp(Cmp::Le, count, stage);
-        let back = e.sub(stage, count);
-        let turn = e.select(wraps, one, zero);
-        Place {
-            stage: e.select(wraps, back, stage),
-            parity: e.xor(place.parity, turn),
-        }
-    }
-
     pub fn stage(&self, e: &mut Emit, place: Place) -> Stage {
         let (size, sixteen, eight) = (e.int(self.bytes, I32), e.int(16, I32), e.int(8, I32));
         let at = e.mul(place.stage, size);
@@ -148,17 +135,11 @@ impl Ring {
 impl Stage {
     /// The producer waits until the stage may be filled again, and says how many bytes will come. The copies complete at what this gives.
     pub fn fill(&self, e: &mut Emit, bytes: i64) -> Val {
-        self.wait_empty(e);
-        hopper::expect_bytes(e, self.full, bytes);
-        self.full
-    }
-
-    /// As `fill`, before bytes of a number that only the program knows are said to come at what this gives.
-    pub fn wait_empty(&self, e: &mut Emit) -> Val {
         // The first round finds its stages empty: the phase before the first one counts as over.
         let one = e.int(1, I32);
         let before = e.xor(self.parity, one);
         hopper::wait(e, self.empty, before);
+        hopper::expect_bytes(e, self.full, bytes);
         self.full
     }
 

@@ -97,14 +97,8 @@ pub fn blocks(e: &mut Emit) -> Val {
     register(e, "nctaid.x")
 }
 
-/// All threads of the block meet, or all that do the block's work (`Emit::meeting`); what they wrote to memory before is seen after.
+/// All threads of the block meet; what they wrote to memory before is seen after.
 pub fn barrier(e: &mut Emit) {
-    if let Some(threads) = e.meeting {
-        let (one, threads) = (e.int(1, I32), e.int(threads, I32));
-        let name = "llvm.nvvm.barrier.cta.sync.aligned.count";
-        e.line(&format!("llvm.call_intrinsic \"{name}\"({one}, {threads}) : (i32, i32) -> ()"));
-        return;
-    }
     let zero = e.int(0, I32);
     e.line(&format!(
         "llvm.call_intrinsic \"llvm.nvvm.barrier.cta.sync.aligned.all\"({zero}) : (i32) -> ()"
@@ -152,12 +146,6 @@ pub fn shuffle(e: &mut Emit, x: Val, lane: Val) -> Val {
         F32,
         &format!("llvm.call_intrinsic \"llvm.nvvm.shfl.sync.idx.f32\"({all}, {x}, {lane}, {clamp}) : (i32, f32, i32, i32) -> f32"),
     )
-}
-
-/// An address (i64) of global memory as a pointer.
-pub fn global(e: &mut Emit, address: Val) -> Val {
-    let ty = Ty::scalar(Elem::Global);
-    e.op(ty, &format!("llvm.inttoptr {address} : i64 to {ty}"))
 }
 
 /// The start of the block's dynamic shared memory.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use compiler::gpu;
 use ir::plan::{Buffer, BufferKind, Kernel, Launch, Plan};
-use runtime::artefact::{GpuKernel, Join, Persistent};
+use runtime::artefact::{GpuKernel, Join};
 
 use crate::harness::{Code, target};
 use crate::{sweep_gradient, sweeps};
@@ -39,7 +39,6 @@ pub struct Made {
     /// Those that are new; then those that are joined, whose names have a `+`.
     pub kernels: Vec<GpuKernel>,
     pub joins: Vec<Join>,
-    pub persistent: Vec<Persistent>,
 }
 
 pub fn make(subject: &Subject, name: &str) -> Made {
@@ -55,9 +54,8 @@ pub fn make(subject: &Subject, name: &str) -> Made {
     .expect("it compiles");
     Made {
         code: Code::read(module.compiled.code),
-        kernels: module.how.kernels,
-        joins: module.how.joins,
-        persistent: module.how.persistent,
+        kernels: module.kernels,
+        joins: module.joins,
     }
 }
 

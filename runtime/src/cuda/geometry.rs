@@ -45,7 +45,6 @@ pub fn grid(step: &Step, values: &Sizes, multiprocessors: u32) -> Result<Option<
         shared: step.shared,
         cluster: step.cluster.max(1),
         overlap: step.overlap,
-        together: false,
     }))
 }
 
@@ -90,17 +89,13 @@ impl Parameters {
         let maps = step.maps.iter().enumerate();
         Ok(Parameters {
             pointers: pointers.copied().collect(),
-            symbols: symbols(values),
+            // What a call does not give, no kernel of it reads.
+            symbols: SYMBOLS.map(|s| values.get(s).map_or(0, |n| *n as i32)),
             maps: maps
                 .map(|(i, m)| MapValue::new(m, values, at).map_err(|e| format!("tensor map {i}: {e}")))
                 .collect::<Result<_, _>>()?,
         })
     }
-}
-
-/// What a call does not give, no kernel of it reads.
-pub fn symbols(values: &Sizes) -> [i32; 4] {
-    SYMBOLS.map(|s| values.get(s).map_or(0, |n| *n as i32))
 }
 
 /// A tensor map with numbers for its sizes.

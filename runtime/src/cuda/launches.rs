@@ -6,9 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::driver::Context;
 use super::geometry::Parameters;
-use super::memory::DeviceMemory;
 use super::module::{Event, Function, Grid, Map, encode};
-use super::persistent::Resident;
 use crate::engine::profile::Recorder;
 use crate::error::RuntimeError;
 
@@ -20,8 +18,6 @@ pub struct Ready {
     pointers: Vec<u64>,
     symbols: [i32; 4],
     maps: Vec<Map>,
-    /// Memory that the pointers are to, and that is this launch's alone.
-    _table: Option<DeviceMemory>,
 }
 
 impl Ready {
@@ -37,26 +33,7 @@ impl Ready {
             maps: maps.collect::<Result<_, _>>()?,
             pointers: parameters.pointers,
             symbols: parameters.symbols,
-            _table: None,
         })
-    }
-
-    /// A call's one launch, with its table.
-    pub fn whole(
-        resident: &Resident,
-        grid: Grid,
-        (table, pointers): (DeviceMemory, Vec<u64>),
-        symbols: [i32; 4],
-    ) -> Ready {
-        Ready {
-            name: resident.how.function.clone(),
-            function: resident.function,
-            grid,
-            pointers,
-            symbols,
-            maps: vec![],
-            _table: Some(table),
-        }
     }
 
     fn issue(&self, context: &Context) -> Result<(), RuntimeError> {

@@ -11,7 +11,6 @@ mod graphs;
 mod launches;
 mod memory;
 mod module;
-mod persistent;
 pub mod trial;
 mod upload;
 mod work;
@@ -29,9 +28,8 @@ use self::launches::Ready;
 pub use self::memory::States;
 use self::memory::{ALIGN, DeviceMemory, Pinned};
 use self::module::{Event, Function, Module};
-use self::persistent::Resident;
 use self::upload::Weights;
-use self::work::{Layout, Recorded, Work};
+use self::work::{Layout, Work};
 use crate::artefact::{Buffer, Code, Entry, GpuKernel, Header, SYMBOLS, Sizes};
 use crate::engine::profile::Recorder;
 use crate::engine::{Call, Options, sizes, widened};
@@ -47,8 +45,6 @@ pub struct Cuda {
     /// Of each entry.
     launches: Vec<Vec<Launch>>,
     functions: HashMap<String, Function>,
-    /// Of entries that can run as one function.
-    residents: Vec<(usize, Resident)>,
     _module: Module,
     context: Arc<Context>,
     one_by_one: bool,
@@ -88,20 +84,10 @@ impl Cuda {
             .iter()
             .map(|e| launches(e, code))
             .collect::<Result<_, _>>()?;
-        let weights = weights?;
-        let mut residents = vec![];
-        for how in &code.persistent {
-            let index = header.entries.iter().position(|e| e.name == how.entry);
-            let index = index.ok_or_else(|| RuntimeError::Code(format!("it has no entry point {}", how.entry)))?;
-            let entry = &header.entries[index];
-            let resident = Resident::load(&context, &module, how, entry, |i| weights.address(i))?;
-            residents.push((index, resident));
-        }
         let asked = std::env::var_os("CUDA_LAUNCH_BLOCKING").is_some_and(|v| v == "1");
         Ok(Cuda {
             work: Mutex::default(),
-            weights,
-            residents,
+            weights: weights?,
             kernels: code.kernels.clone(),
             launches,
             functions,
@@ -178,23 +164,18 @@ impl Cuda {
             call.failed(format!("cuda: a kernel or a copy failed: {e}; {why}"))
         };
         let replays = !recorder.is_on() && !self.one_by_one;
-        if replays && let Some(recorded) = work.graphs.find(&key) {
+        if replays && let Some((graph, layout)) = work.graphs.find(&key) {
             // Its memory is there still: what moves makes all graphs go.
-            let layout = recorded.layout.clone();
+            let layout = layout.clone();
             self.feed(&work.inputs, &work.staging, call, &layout)?;
-            recorded.graph.launch().map_err(place)?;
+            graph.launch().map_err(place)?;
             return self.results(work, call, &layout, &place);
         }
         let layout = self.layout(call.index, call.entry, &call.values);
         let layout = Arc::new(layout.ok_or_else(|| call.unknown())?);
         work.reserve(context, &layout)?;
         self.feed(&work.inputs, &work.staging, call, &layout)?;
-        let addresses = self.addresses(work, call, state, &layout)?;
-        // Who wants to know of each kernel has them one by one.
-        let launches = match self.resident(call.index, &call.values).filter(|_| replays) {
-            Some(resident) => vec![self.whole(work, call, &addresses, resident)?],
-            None => self.ready(work, call, &addresses, &layout)?,
-        };
+        let launches = self.ready(work, call, state, &layout)?;
         if recorder.is_on() {
             launches::timed(context, &launches, &mut work.events, &call.entry.name, recorder)?;
         } else if self.one_by_one {
@@ -202,12 +183,7 @@ impl Cuda {
         } else if work.graphs.is_known(&key) {
             let graph = context.capture(|| launches::issue_all(context, &launches))?;
             graph.launch().map_err(place)?;
-            let recorded = Recorded {
-                graph,
-                layout: layout.clone(),
-                _launches: launches,
-            };
-            work.graphs.keep(key, recorded);
+            work.graphs.keep(key, (graph, layout.clone()));
         } else {
             launches::issue_all(context, &launches)?;
         }
@@ -223,10 +199,6 @@ impl Cuda {
             workspaces.push(offsets);
             workspace = len.max(workspace);
             counters = counters.max(4 * variant.counters as usize);
-        }
-        if let Some(resident) = self.resident(index, values) {
-            workspace = workspace.max(resident.how.workspace as usize);
-            counters = counters.max(4 * resident.how.counters as usize);
         }
         let of = |ports: &[crate::artefact::Port]| {
             let lengths: Option<Vec<usize>> = ports.iter().map(|p| sizes::bytes(p.dtype, &p.shape, values)).collect();
@@ -267,21 +239,15 @@ impl Cuda {
         Ok(())
     }
 
-    /// The entry's function, if it runs as one with these sizes.
-    fn resident(&self, index: usize, values: &Sizes) -> Option<&Resident> {
-        if std::env::var_os("LOOPC_APART").is_some() { return None; }
-        let of = self.residents.iter().find(|(entry, _)| *entry == index);
-        of.map(|(_, resident)| resident).filter(|r| r.takes(values))
-    }
-
-    /// Where the entry's buffers are in this call.
-    fn addresses(
+    /// The call's launches, on the memory that is reserved.
+    fn ready(
         &self,
         work: &Work,
         call: &Call,
         state: Option<&States>,
         layout: &Layout,
-    ) -> Result<Vec<u64>, RuntimeError> {
+    ) -> Result<Vec<Ready>, RuntimeError> {
+        let base = |m: &Option<DeviceMemory>| m.as_ref().map_or(0, DeviceMemory::address);
         let mut addresses = vec![];
         for buffer in &call.entry.buffers {
             addresses.push(match buffer {
@@ -295,25 +261,12 @@ impl Cuda {
                 Buffer::Output(i) => base(&work.outputs) + layout.outputs[*i as usize] as u64,
             });
         }
-        Ok(addresses)
-    }
-
-    /// The call as one launch, on the memory that is reserved.
-    fn whole(&self, work: &Work, call: &Call, of: &[u64], resident: &Resident) -> Result<Ready, RuntimeError> {
-        let memory = [base(&work.workspace), base(&work.counters)];
-        let pointers = resident.pointers(&self.context, call.entry, of, memory)?;
-        let symbols = geometry::symbols(&call.values);
-        Ok(Ready::whole(resident, resident.grid(&self.context), pointers, symbols))
-    }
-
-    /// The call's launches, on the memory that is reserved.
-    fn ready(&self, work: &Work, call: &Call, of: &[u64], layout: &Layout) -> Result<Vec<Ready>, RuntimeError> {
         let mut all = vec![];
         for (launch, offsets) in self.launches[call.index].iter().zip(&layout.workspaces) {
             let variant =
                 geometry::variant(&self.kernels[launch.kernel], &call.values).ok_or_else(|| call.unknown())?;
             let (workspace, counters) = (base(&work.workspace), base(&work.counters));
-            let at = Addresses::new(&launch.buffers, variant, of, workspace, offsets, counters);
+            let at = Addresses::new(&launch.buffers, variant, &addresses, workspace, offsets, counters);
             for step in &variant.steps {
                 let failed = |e: String| call.failed(format!("function `{}`: {e}", step.function));
                 let Some(grid) = geometry::grid(step, &call.values, self.context.multiprocessors).map_err(failed)?
@@ -367,10 +320,6 @@ impl Cuda {
             .map(|(port, n, (offset, _))| widened(unsafe { to.add(offset) }, n, port.dtype));
         Ok(results.collect())
     }
-}
-
-fn base(memory: &Option<DeviceMemory>) -> u64 {
-    memory.as_ref().map_or(0, DeviceMemory::address)
 }
 
 /// An entry's launches in their order, those that run as one together.

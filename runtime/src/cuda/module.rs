@@ -98,8 +98,6 @@ pub struct Grid {
     pub shared: u32,
     pub cluster: u32,
     pub overlap: bool,
-    /// All blocks are there at one time, or the launch fails.
-    pub together: bool,
 }
 
 impl Context {
@@ -122,11 +120,6 @@ impl Context {
             let mut overlap = attribute(Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION);
             overlap.value.programmaticStreamSerializationAllowed = 1;
             attributes.push(overlap);
-        }
-        if grid.together {
-            let mut together = attribute(Id::CU_LAUNCH_ATTRIBUTE_COOPERATIVE);
-            together.value.cooperative = 1;
-            attributes.push(together);
         }
         let config = sys::CUlaunchConfig {
             gridDimX: grid.blocks,

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::driver::{Context, Held};
 use super::graphs::Graphs;
-use super::launches::Ready;
 use super::memory::{DeviceMemory, Pinned};
 use super::module::{Event, Graph};
 use crate::error::RuntimeError;
@@ -15,7 +14,7 @@ const PINNED: usize = 16 << 20;
 /// Memory that calls reuse, and what was recorded on it.
 #[derive(Default)]
 pub struct Work {
-    pub graphs: Graphs<Recorded>,
+    pub graphs: Graphs<(Graph, Arc<Layout>)>,
     pub arena: Option<DeviceMemory>,
     pub workspace: Option<DeviceMemory>,
     /// Zero between launches.
@@ -24,14 +23,6 @@ pub struct Work {
     pub outputs: Option<DeviceMemory>,
     pub staging: Option<Pinned>,
     pub events: Vec<Event>,
-}
-
-/// A call that was recorded, and what its launches refer to.
-pub struct Recorded {
-    // Drops first.
-    pub graph: Graph,
-    pub layout: Arc<Layout>,
-    pub _launches: Vec<Ready>,
 }
 
 /// Bytes that a call works on, and where its parts begin.

@@ -112,19 +112,6 @@ impl Shape {
         body
     }
 
-    /// How many tiles there are, i64.
-    pub fn tiles(&self, e: &mut Emit, body: &Body) -> Val {
-        let mut count = e.i64(1);
-        for (size, block) in self.grid(body.kernel) {
-            let n = body.size(e, &size);
-            let (less, block) = (e.i64(block - 1), e.i64(block));
-            let n = e.add(n, less);
-            let n = e.div(n, block);
-            count = e.mul(count, n);
-        }
-        count
-    }
-
     /// What the threads of tile `block` do.
     pub fn emit(&self, e: &mut Emit, body: &Body, block: Val) {
         Map::begin(e, body, self, block).run(e);

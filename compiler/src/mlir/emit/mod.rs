@@ -121,8 +121,6 @@ pub struct Emit {
     text: String,
     next: usize,
     pub(crate) depth: usize,
-    /// Of a GPU's block, how many threads meet at its barriers, where others have a role of their own; none: all do.
-    pub(crate) meeting: Option<i64>,
 }
 
 impl Emit {

@@ -16,7 +16,6 @@ mod walk;
 use ir::plan::{Kernel, Sweep};
 use runtime::artefact::GpuKernel;
 
-pub use self::few::Token;
 use crate::gpu::map::Shape;
 use crate::gpu::{Emitted, Target};
 use crate::mlir::emit::{Elem, Emit, Val};
@@ -44,8 +43,8 @@ pub fn emit(kernel: &Kernel, sweep: &Sweep, target: &Target) -> Emitted {
 
 /// Is there a function of this sweep that begins with these kernels, for all sizes? (`with_prologue`)
 pub fn takes(kernel: &Kernel, prologue: &[&Kernel]) -> bool {
-    let few = |sweep| few::takes(kernel, sweep, prologue.len());
-    kernel.sweep.as_ref().is_some_and(few) && prologue.iter().all(|k| Shape::new(k).is_of_warps())
+    let few = prologue.len() <= few::WARPS as usize && prologue.iter().all(|k| Shape::new(k).is_of_warps());
+    few && kernel.sweep.as_ref().is_some_and(|sweep| few::takes(kernel, sweep))
 }
 
 /// The function of a sweep that `takes` these kernels, each with how many of its points are a batch point's.

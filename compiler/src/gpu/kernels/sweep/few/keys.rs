@@ -2,7 +2,7 @@
 
 use ir::plan::Segment;
 
-use super::{Block, LINE, LOAD, LOWEST, State};
+use super::{Block, LINE, LOAD, LOWEST, State, WARPS};
 use crate::gpu::ptx::{self, F32, I32};
 use crate::gpu::{hopper, math};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
@@ -78,7 +78,7 @@ impl Block<'_, '_> {
             total = e.add(total, n);
         }
         // A warp's share: whole chunks.
-        let warps = e.int(plan.warps, I32);
+        let warps = e.int(WARPS, I32);
         let workers = e.mul(splits, warps);
         let (one, chunk) = (e.int(1, I32), e.int(plan.chunk, I32));
         let all = e.mul(workers, chunk);

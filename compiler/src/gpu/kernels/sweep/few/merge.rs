@@ -4,7 +4,7 @@
 //! Four columns a thread and several parts at a time, their loads under way together: a merge costs the memory's latency once, not once a part.
 
 use super::super::stages::{Row, Team};
-use super::{Block, LOAD, LOWEST, QUAD, State};
+use super::{Block, LOAD, LOWEST, QUAD, State, THREADS, WARPS};
 use crate::gpu::ptx::{self, F32, I32};
 use crate::gpu::{hopper, math};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
@@ -93,7 +93,7 @@ impl Block<'_, '_> {
         let plan = self.plan;
         let quads = plan.segments() * plan.rows * plan.cols / QUAD;
         let (end, per_row) = (e.int(quads, I32), e.int(plan.cols / QUAD, I32));
-        e.for_loop(self.thread, end, plan.threads(), &[], |e, quad, _| {
+        e.for_loop(self.thread, end, THREADS, &[], |e, quad, _| {
             let (pair, place) = (e.div(quad, per_row), e.rem(quad, per_row));
             let at = e.shl(quad, QUAD.trailing_zeros().into());
             let (zero, one) = (e.int(0, I32), e.int(1, I32));
@@ -159,7 +159,7 @@ impl Block<'_, '_> {
             member: e.extend_signed(self.lane, Elem::I64),
         };
         let end = e.int(plan.rows, I32);
-        e.for_loop(self.warp, end, plan.warps, &[], |e, row, _| {
+        e.for_loop(self.warp, end, WARPS, &[], |e, row, _| {
             let mut index = batch.to_vec();
             let wide = e.extend_signed(row, Elem::I64);
             index.extend(self.body.unravel(e, wide, &outer[plan.sweep.batch..]));

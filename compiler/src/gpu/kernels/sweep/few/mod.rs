@@ -15,25 +15,20 @@
 
 mod keys;
 mod merge;
-mod tasks;
-
-pub use self::tasks::Token;
 
 use ir::plan::{Kernel, Sweep};
 use ir::{DType, Size};
 use runtime::artefact::{self, Step, Variant};
 
-use self::tasks::Work;
-
 use crate::gpu::map::Shape;
-use crate::gpu::ptx::{self, I32, Signature};
+use crate::gpu::ptx::{self, I32, Params, Signature};
 use crate::gpu::{Target, hopper, tiles};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 use crate::pipeline;
-use crate::scalar::Body;
+use crate::scalar::{Body, Math};
 
-/// Warps of a block that runs by itself.
-const WARPS: i64 = 4;
+pub const WARPS: i64 = 4;
+const THREADS: i64 = 32 * WARPS;
 /// Blocks for each multiprocessor.
 const AT_ONCE: i64 = 2;
 /// More blocks have no place in the workspace.
@@ -52,8 +47,6 @@ const LOWEST: f32 = -1e30;
 struct Plan<'k> {
     kernel: &'k Kernel,
     sweep: &'k Sweep,
-    /// Of a block.
-    warps: i64,
     rows: i64,
     cols: i64,
     /// Threads of a key, and of a value.
@@ -64,7 +57,7 @@ struct Plan<'k> {
 }
 
 impl<'k> Plan<'k> {
-    fn new(kernel: &'k Kernel, sweep: &'k Sweep, warps: i64, even: &mut Vec<Size>) -> Option<Plan<'k>> {
+    fn new(kernel: &'k Kernel, sweep: &'k Sweep, even: &mut Vec<Size>) -> Option<Plan<'k>> {
         let cols = kernel.cols.as_const()?;
         let depth = sweep.depth;
         let rows = Size::product(&kernel.outer[sweep.batch..]).as_const()?;
@@ -106,7 +99,6 @@ impl<'k> Plan<'k> {
         Some(Plan {
             kernel,
             sweep,
-            warps,
             rows,
             cols,
             key_threads,
@@ -117,27 +109,7 @@ impl<'k> Plan<'k> {
 
     /// Of a block, at least: a chunk for each warp. More blocks than have work are more parts to merge.
     fn keys(&self) -> i64 {
-        self.warps * self.chunk
-    }
-
-    fn threads(&self) -> i64 {
-        32 * self.warps
-    }
-
-    /// Bytes of shared memory: the warps' parts, the point's, and a flag.
-    fn shared(&self) -> i64 {
-        ((self.warps + 1) * self.part() + 1) * 4
-    }
-
-    /// Bytes of the workspace.
-    fn workspace(&self) -> i64 {
-        MOST * self.part() * 4
-    }
-
-    /// Keys of the segment that has most.
-    fn most_keys(&self) -> &'k Size {
-        let keys = self.sweep.segments.iter().map(|s| &s.keys);
-        keys.max_by_key(|s| (s.syms.len(), s.coef)).expect("a sweep has segments")
+        WARPS * self.chunk
     }
 
     fn segments(&self) -> i64 {
@@ -150,10 +122,10 @@ impl<'k> Plan<'k> {
     }
 }
 
-/// Is the kernel for this file, whatever the sizes, with so many kernels in front of it?
-pub fn takes(kernel: &Kernel, sweep: &Sweep, prologue: usize) -> bool {
+/// Is the kernel for this file, whatever the sizes?
+pub fn takes(kernel: &Kernel, sweep: &Sweep) -> bool {
     let mut even = vec![];
-    Plan::new(kernel, sweep, WARPS, &mut even).is_some() && even.is_empty() && prologue <= WARPS as usize
+    Plan::new(kernel, sweep, &mut even).is_some() && even.is_empty()
 }
 
 /// The variant and its function, if the kernel is for this file. With the kernels in front of it, and how many of their points a batch
@@ -166,38 +138,36 @@ pub fn variant(
     target: &Target,
 ) -> Option<(Variant, String)> {
     let mut even = vec![];
-    let plan = Plan::new(kernel, sweep, WARPS, &mut even)?;
+    let plan = Plan::new(kernel, sweep, &mut even)?;
     let signature = Signature {
         buffers: prologue.iter().map(|(k, _)| k.args.len()).sum::<usize>() + kernel.args.len(),
         workspaces: 1,
         counters: true,
-        threads: plan.threads() as u32,
+        threads: THREADS as u32,
         ..Signature::default()
     };
-    let text = ptx::function(name, signature, |e, params| {
-        let work = Work::new(e, &plan, prologue, params);
-        if target.hopper {
-            work.prefetch(e);
-            ptx::wait_for_earlier(e);
-        }
-        work.run(e);
-    });
+    let text = ptx::function(name, signature, |e, params| block(e, &plan, prologue, params, target));
+    let most = sweep
+        .segments
+        .iter()
+        .map(|s| &s.keys)
+        .max_by_key(|s| (s.syms.len(), s.coef))?;
     let step = Step {
         function: name.to_string(),
         tiles: tiles(&[
             (Size::product(&kernel.outer[..sweep.batch]), 1),
-            (plan.most_keys().clone(), plan.keys()),
+            (most.clone(), plan.keys()),
         ]),
         per_multiprocessor: AT_ONCE as u32,
-        threads: plan.threads() as u32,
-        shared: plan.shared() as u32,
+        threads: THREADS as u32,
+        shared: (((WARPS + 1) * plan.part() + 1) * 4) as u32,
         overlap: target.hopper,
         ..Step::default()
     };
     let variant = Variant {
         multiples: even.iter().map(|s| (pipeline::size(s), LOAD)).collect(),
         workspaces: vec![artefact::Size {
-            coef: plan.workspace(),
+            coef: MOST * plan.part() * 4,
             syms: vec![],
         }],
         counters: MOST as u32,
@@ -250,18 +220,73 @@ impl State {
     }
 }
 
-impl<'k> Block<'_, 'k> {
-    fn batch(&self) -> &'k [Size] {
-        &self.plan.kernel.outer[..self.plan.sweep.batch]
+fn block(e: &mut Emit, plan: &Plan, prologue: &[(&Kernel, i64)], params: Params, target: &Target) {
+    let (workspace, counters) = (params.workspaces[0], params.counters.expect("they were asked for"));
+    let mut buffers = params.buffers;
+    let mut leads = vec![];
+    for &(kernel, points) in prologue {
+        let shape = Shape::new(kernel);
+        let own = buffers.drain(..kernel.args.len()).collect();
+        let body = shape.body(kernel, own, params.symbols.clone());
+        leads.push(Lead { body, shape, points });
     }
+    let body = Body::over(plan.kernel, 1, buffers, params.symbols, Math::Gpu);
+    let (thread, warp) = (ptx::thread(e), e.int(31, I32));
+    let (shared, behind) = (ptx::shared(e), e.int(WARPS * plan.part(), I32));
+    let b = Block {
+        plan,
+        body,
+        prologue: leads,
+        thread,
+        lane: e.and(thread, warp),
+        warp: e.shr(thread, 5),
+        shared,
+        result: e.at(shared, behind, Elem::F32),
+    };
+    let batch = &plan.kernel.outer[..plan.sweep.batch];
+    let points = b.body.size(e, &Size::product(batch));
+    let points = e.truncate_int(points, Elem::I32);
+    let (first, blocks, most, one) = (ptx::block(e), ptx::blocks(e), e.int(MOST, I32), e.int(1, I32));
+    let places = e.min(blocks, most);
+    let splits = e.div(places, points);
+    let splits = e.max(splits, one);
+    let tasks = e.mul(points, splits);
+    if target.hopper {
+        let some = e.cmp(Cmp::Lt, first, tasks);
+        e.if_then(some, &[], |e| {
+            let (point, split) = (e.div(first, splits), e.rem(first, splits));
+            let linear = e.extend_signed(point, Elem::I64);
+            let at = b.body.unravel(e, linear, batch);
+            b.prefetch(e, &at, split, splits);
+            vec![]
+        });
+        ptx::wait_for_earlier(e);
+    }
+    // Mostly one each.
+    let left = e.sub(tasks, first);
+    let more = e.add(left, blocks);
+    let more = e.sub(more, one);
+    let zero = e.int(0, I32);
+    let some = e.cmp(Cmp::Gt, left, zero);
+    let count = e.div(more, blocks);
+    let count = e.select(some, count, zero);
+    e.for_loop(zero, count, 1, &[], |e, i, _| {
+        let at = e.mul(i, blocks);
+        let task = e.add(first, at);
+        let (point, split) = (e.div(task, splits), e.rem(task, splits));
+        b.task(e, [workspace, counters], point, split, splits, task);
+        vec![]
+    });
+}
 
+impl Block<'_, '_> {
     /// The batch point's points of the prologue, each kernel's by warps of its own: they wait for memory together. Blocks that share the
     /// batch point all write the same there, and each of them reads what it has written itself.
     fn begin(&self, e: &mut Emit, point: Val) {
         if self.prologue.is_empty() {
             return;
         }
-        let warps = self.plan.warps / self.prologue.len() as i64;
+        let warps = WARPS / self.prologue.len() as i64;
         let each = e.int(warps, I32);
         let mine = e.div(self.warp, each);
         for (i, lead) in self.prologue.iter().enumerate() {
@@ -280,36 +305,36 @@ impl<'k> Block<'_, 'k> {
 
     fn task(&self, e: &mut Emit, [workspace, counters]: [Val; 2], point: Val, split: Val, splits: Val, task: Val) {
         let plan = self.plan;
+        let outer = &plan.kernel.outer[..plan.sweep.batch];
         let linear = e.extend_signed(point, Elem::I64);
-        let batch = self.body.unravel(e, linear, self.batch());
+        let batch = self.body.unravel(e, linear, outer);
         self.begin(e, point);
         self.split(e, &batch, split, splits);
         ptx::barrier(e);
-        let (zero, one, warps) = (e.int(0, I32), e.int(1, I32), e.int(plan.warps, I32));
+        let (zero, one, warps) = (e.int(0, I32), e.int(1, I32), e.int(WARPS, I32));
         let alone = e.cmp(Cmp::Eq, splits, one);
         let yes = e.int(1, Ty::scalar(Elem::I1));
         let last = e.if_else(
             alone,
             &[yes.ty],
             |e| {
-                self.merge(e, warps, plan.warps, self.shared, self.result);
+                self.merge(e, warps, WARPS, self.shared, self.result);
                 vec![yes]
             },
             |e| {
                 let part = e.int(plan.part(), I32);
                 let at = e.mul(task, part);
                 let to = e.at(workspace, at, Elem::F32);
-                self.merge(e, warps, plan.warps, self.shared, to);
-                // The block's writes are before its first thread's fence, by the barrier (PTX ISA, "Causality order").
+                self.merge(e, warps, WARPS, self.shared, to);
+                // The block's writes are before what its first thread counts, by the barrier; what others wrote before they counted is
+                // before what the block reads then (PTX ISA, "Causality order").
                 ptx::barrier(e);
                 let first = e.cmp(Cmp::Eq, self.thread, zero);
                 let counter = e.at(counters, point, Elem::I32);
                 let flag = e.int(plan.part(), I32);
                 let flag = e.at(self.result, flag, Elem::I32);
                 e.if_then(first, &[], |e| {
-                    hopper::fence(e);
                     let before = hopper::count(e, counter);
-                    hopper::fence(e);
                     e.store(before, flag);
                     vec![]
                 });
