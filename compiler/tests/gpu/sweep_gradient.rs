@@ -223,3 +223,15 @@ proptest! {
         case.check(&compile(&case.kernel()));
     }
 }
+
+/// More points than a round has: those of the second one walk backwards.
+#[test]
+fn two_rounds() {
+    let case = Case {
+        heads: 68,
+        ..layer(1, 132, 64, 40)
+    };
+    let compiled = compile(&case.kernel());
+    assert!(compiled.gpu.variants[0].steps[0].function.ends_with("_flash"));
+    case.check(&compiled);
+}

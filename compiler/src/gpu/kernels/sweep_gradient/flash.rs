@@ -375,13 +375,16 @@ impl Block<'_, '_> {
 
     /// Walks the block's tiles; `f` gets a tile's number, how many came before it, and carried values.
     pub fn tiles(&self, e: &mut Emit, init: &[Val], f: impl FnOnce(&mut Emit, Val, Val, &[Val]) -> Vec<Val>) {
-        let (first, step) = (ptx::block(e), ptx::blocks(e));
+        let (first, blocks, most) = (ptx::block(e), ptx::blocks(e), e.int(self.plan.most_blocks(), I32));
+        let step = e.min(blocks, most);
         let total = e.int(self.plan.points * self.plan.key_blocks(), I32);
         let left = e.sub(total, first);
         let one = e.int(1, I32);
         let more = e.add(left, step);
         let more = e.sub(more, one);
         let (count, zero) = (e.div(more, step), e.int(0, I32));
+        let takes = e.cmp(Cmp::Lt, first, step);
+        let count = e.select(takes, count, zero);
         e.for_loop(zero, count, 1, init, |e, i, carried| {
             let at = e.mul(i, step);
             let number = e.add(first, at);
