@@ -10,7 +10,7 @@
 //!
 //! They rarely wait. In the first round each tile begins at its own diagonal, and the tile in front of it is a block of rows ahead. Short tiles
 //! end first, and take long ones of the next round, so that pairs of rounds are even work. There a tile begins at the last row, when the tile in
-//! front of it, which is longer, has begun already.
+//! front of it, which is longer, has begun already (benches/gpu/backward_order.py is a model of it).
 //!
 //! Two ranges in which a block of rows meets the keys come one after the other: a tile that came back to its rows later would hold up the tile
 //! behind it, which holds up the next (layers with heads of 64, 4,096 tokens: 4.9 ms instead of 2.3). Of three or more, which no model has, and
@@ -22,8 +22,8 @@ use super::flash::{KEYS, Plan};
 use crate::gpu::ptx::I32;
 use crate::mlir::emit::{Cmp, Emit, Val};
 
-/// Multiprocessors of a large Hopper, and for how many of them a round must have tiles. Where whole points are fewer, a point is a round, and
-/// blocks take tiles across them.
+/// Multiprocessors of a large Hopper, and for how many of them a round of several points must have tiles. Else a point is a round, and blocks take
+/// tiles across them.
 const BLOCKS: i64 = 132;
 const FULL: i64 = 120;
 
@@ -63,10 +63,10 @@ pub struct Turn {
 }
 
 impl Plan<'_> {
-    /// Points of a round.
+    /// Points of a round, if they are several.
     fn round(&self) -> Option<i64> {
         let points = BLOCKS / self.key_blocks();
-        (points * self.key_blocks() >= FULL).then_some(points)
+        (points > 1 && points * self.key_blocks() >= FULL).then_some(points)
     }
 
     /// Blocks that take tiles, at most.
