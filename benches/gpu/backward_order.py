@@ -32,6 +32,8 @@ def time(tokens, sequences, odd, blocks=BLOCKS):
 
 def main():
     numbers = [int(x) for x in sys.argv[1:]] or [1024, 16, 2048, 8, 4096, 4, 16384, 1]
+    if len(numbers) % 2 or any(n < 1 for n in numbers) or any(n % KEYS for n in numbers[::2]):
+        sys.exit(f"{__doc__}\nTOKENS are multiples of {KEYS}.")
     for tokens, sequences in zip(numbers[::2], numbers[1::2]):
         keys = tokens // KEYS
         of_round = max(1, BLOCKS // keys)

@@ -374,6 +374,7 @@ impl Block<'_, '_> {
     }
 
     /// Walks the block's tiles; `f` gets a tile's number, how many came before it, and carried values.
+    /// Blocks beyond those of a round (order.rs) have none.
     pub fn tiles(&self, e: &mut Emit, init: &[Val], f: impl FnOnce(&mut Emit, Val, Val, &[Val]) -> Vec<Val>) {
         let (first, blocks, most) = (ptx::block(e), ptx::blocks(e), e.int(self.plan.most_blocks(), I32));
         let step = e.min(blocks, most);

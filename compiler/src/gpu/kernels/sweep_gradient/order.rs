@@ -131,14 +131,14 @@ impl Plan<'_> {
         let groups = e.int(self.g.groups, I32);
         let (at, group) = (e.div(at, groups), e.rem(at, groups));
         let (range, rows) = match steps.ranges[..] {
-            [near, far] if self.is_behind() => together(e, near, far, at),
+            [near, far] if self.ends_in_order() => together(e, near, far, at),
             _ => one_by_one(e, &steps.ranges, at),
         };
         Step { range, rows, group }
     }
 
-    /// Is each range's last key no nearer than that of the range before?
-    fn is_behind(&self) -> bool {
+    /// Does each range, nearest first, end no nearer than the one before it?
+    fn ends_in_order(&self) -> bool {
         self.ranges.is_sorted_by_key(|r| r.far.unwrap_or(i64::MAX))
     }
 
