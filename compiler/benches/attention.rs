@@ -126,8 +126,8 @@ fn main() {
             let kernels = engine.profile(false);
             let own = kernels
                 .iter()
-                .filter(|(name, ..)| !name.starts_with("cast") || name.contains('_'));
-            *best = best.min(own.map(|(_, _, time)| time.as_secs_f64()).sum());
+                .filter(|r| !r.ran.kernel.starts_with("cast") || r.ran.kernel.contains('_'));
+            *best = best.min(own.map(|r| r.time.as_secs_f64()).sum());
         }
     }
     let plain = 4.0 * (KV * GROUP * HEAD) as f64 * (t * (t + 1) / 2) as f64;

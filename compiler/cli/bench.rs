@@ -4,11 +4,13 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::bail;
+use runtime::engine::{self, Engine};
 use runtime::{Device, Input, State};
 
+use crate::ceilings::Ceilings;
 use crate::options::Common;
-use crate::session::Session;
-use crate::{compare, compare_steps, trace};
+use crate::session::{Request, Session, Source};
+use crate::{compare, compare_steps, kernels, trace};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -26,11 +28,11 @@ pub struct Args {
     /// Measurements; the best and the median are told
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// Time by kernel, of one prefill and one token
-    #[arg(long)]
+    /// Time by kernel, of one prefill and one token or one training step, and its fraction of the limit
+    #[arg(long, conflicts_with = "compare")]
     kernels: bool,
-    /// Write every kernel's run in one prefill and one token to this file, for Perfetto
-    #[arg(long, value_name = "FILE.json")]
+    /// Write every kernel's run in one prefill and one token, or in one training step, to this file, for Perfetto
+    #[arg(long, value_name = "FILE.json", conflicts_with = "compare")]
     trace: Option<PathBuf>,
     /// The checkpoint's folder, if an artefact no longer finds it
     #[arg(long)]
@@ -69,12 +71,20 @@ impl Args {
             return Ok(());
         }
         if !self.train.is_empty() {
-            let size = (self.batch as usize, self.context as usize);
-            let rows = compare_steps::run(&self.model, &self.train, size, (self.runs, self.alone), &self.common)?;
+            let steps = compare_steps::Steps {
+                trainables: &self.train,
+                batch: self.batch as usize,
+                context: self.context as usize,
+                rounds: self.runs,
+                alone: self.alone,
+                kernels: self.kernels,
+                trace: self.trace.as_deref(),
+            };
+            let report = steps.run(&self.model, &self.common)?;
             if self.common.json {
-                println!("{}", serde_json::json!({ "rows": rows }));
+                println!("{}", serde_json::to_string(&report)?);
             } else {
-                compare_steps::print(&rows);
+                report.print();
             }
             return Ok(());
         }
@@ -130,15 +140,15 @@ impl Args {
             engine.trace(true);
             engine.profile(true);
             whole(&mut state)?;
-            tables[0] = engine.profile(true);
+            let prefill = engine.profile(true);
             one(0, &mut state)?;
-            tables[1] = engine.profile(false);
+            let decode = engine.profile(false);
             let spans = engine.trace(false);
             if let Some(path) = &self.trace {
                 trace::write(path, &engine.machine(), &spans)?;
             }
-            if !self.kernels {
-                tables = [vec![], vec![]];
+            if self.kernels {
+                tables = self.by_kernel([prefill, decode], engine, state.capacity)?;
             }
         }
         let best = |v: &[f64]| v.iter().copied().fold(f64::INFINITY, f64::min);
@@ -151,11 +161,6 @@ impl Args {
         let read_rate = 1e-9 / best(&reading);
         let weight_rate = 1e-9 * usage.weights as f64 / best(&decode);
         if self.common.json {
-            let kernels = |rows: &[(String, u64, std::time::Duration)]| -> Vec<serde_json::Value> {
-                rows.iter()
-                    .map(|(k, n, t)| serde_json::json!({"kernel": k, "launches": n, "seconds": t.as_secs_f64()}))
-                    .collect()
-            };
             let report = serde_json::json!({
                 "prefill_tok_s": (b * t) as f64 / best(&prefill), "decode_tok_s": b as f64 / best(&decode),
                 "prefill_tok_s_median": (b * t) as f64 / median(&prefill), "decode_tok_s_median": b as f64 / median(&decode),
@@ -163,7 +168,7 @@ impl Args {
                 "target": engine.target(),
                 "read_gb_s": read_rate, "decode_weight_gb_s": weight_rate, "decode_of_read": weight_rate / read_rate,
                 "weight_bytes": usage.weights, "arena_bytes": usage.arena,
-                "prefill_kernels": kernels(&tables[0]), "decode_kernels": kernels(&tables[1]),
+                "prefill_kernels": tables[0], "decode_kernels": tables[1],
             });
             println!("{report}");
             return Ok(());
@@ -198,11 +203,39 @@ impl Args {
             usage.weights >> 20,
             usage.arena >> 20
         );
-        for (name, table) in ["prefill", "decode"].iter().zip(&tables) {
-            for (kernel, n, t) in table {
-                println!("{name:8} {kernel:32} {n:5} launches {:10.3} ms", 1e3 * t.as_secs_f64());
-            }
+        if self.kernels {
+            kernels::print(&tables.concat());
         }
         Ok(())
+    }
+
+    /// What was measured of a prefill and a token, beside what their plans count.
+    fn by_kernel(
+        &self,
+        measured: [Vec<engine::Row>; 2],
+        engine: &Engine,
+        capacity: i64,
+    ) -> anyhow::Result<[Vec<kernels::Row>; 2]> {
+        if !self.model.is_dir() {
+            return Ok(measured.map(|functions| kernels::rows(&functions, None)));
+        }
+        let source = Source::open(&self.model)?;
+        let request = Request::new(&self.common)?;
+        let limits = Ceilings::new(&source, &request, &self.common)?.measure(engine)?;
+        let plans = source.plans(&request)?;
+        let mut tables = [vec![], vec![]];
+        for ((table, functions), (entry, tokens, keys)) in (tables.iter_mut().zip(measured)).zip([
+            ("prefill", self.context, self.context),
+            ("decode", 1, self.context + 1),
+        ]) {
+            let sizes = [("B", self.batch), ("T", tokens), ("S", keys), ("C", capacity)];
+            let counted = plans.iter().find(|p| p.entry == entry).map(|plan| kernels::Counted {
+                plan,
+                sizes: sizes.map(|(k, v)| (k.to_string(), v)).into(),
+                limits,
+            });
+            *table = kernels::rows(&functions, counted.as_ref());
+        }
+        Ok(tables)
     }
 }

@@ -1,18 +1,18 @@
 //! `loopc bench --compare`: fused against unfused on the same matmul kernels, and each switch of the fused program off alone.
 //!
-//! Programs that are compared take turns in one process, and the ceilings (a chain of plain matmuls, plain reading) take turns with them:
-//! see `rounds`. Operations and bytes are counted from the plans.
+//! Programs that are compared take turns in one process, and the ceilings (`ceilings`) take turns with them: see `rounds`. Operations and bytes are counted from the plans.
 
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::bail;
 use ir::plan::count::Work;
-use ir::{DType, Dim, Function, Module, Param, Sizes, TensorType};
+use ir::Sizes;
 use passes::{Program, SWITCHES};
 use runtime::engine::{Engine, State};
-use runtime::{Device, Input};
+use runtime::Input;
 
+use crate::ceilings::Ceilings;
 use crate::options::Common;
 use crate::rounds::Times;
 use crate::session::{Request, Source};
@@ -108,7 +108,7 @@ pub fn run(model: &Path, contexts: &[i64], rounds: u32, ablate: bool, common: &C
         mode: format!("{:?}", source.config.attention.mode).to_lowercase(),
         dtype: common.dtype().name(),
         threads: common.threads(),
-        machine: ceilings.matmul.machine(),
+        machine: ceilings.machine(),
         target: common.target()?.name(),
         matmul_gflop_s: 0.0,
         read_gb_s: 0.0,
@@ -126,10 +126,9 @@ pub fn run(model: &Path, contexts: &[i64], rounds: u32, ablate: bool, common: &C
                 .map(|p| runner(p, context))
                 .collect::<Result<_, _>>()?;
             let mut times: Vec<[Times; 2]> = runners.iter().map(|_| Default::default()).collect();
-            // Seconds of one operation, and of one byte.
             let (mut matmul, mut read) = (Times::default(), Times::default());
             for round in 0..=rounds {
-                let limits = ceilings.measure()?;
+                let limits = ceilings.measure(&runners[0].engine)?;
                 let mut taken = vec![];
                 for r in &mut runners {
                     taken.push(r.measure(context, source.config.vocab)?);
@@ -139,8 +138,8 @@ pub fn run(model: &Path, contexts: &[i64], rounds: u32, ablate: bool, common: &C
                     continue;
                 }
                 for (times, all, seconds) in [
-                    (&mut matmul, &mut all_matmul, limits[0]),
-                    (&mut read, &mut all_read, limits[1]),
+                    (&mut matmul, &mut all_matmul, limits.operation),
+                    (&mut read, &mut all_read, limits.byte),
                 ] {
                     times.push(seconds);
                     all.push(seconds);
@@ -197,89 +196,6 @@ impl Runner {
         }
         Ok([prefill, start.elapsed().as_secs_f64() / STEPS as f64])
     }
-}
-
-/// What no program can beat: a chain of the model's own large matmuls, and weights that are only read.
-struct Ceilings {
-    rows: i64,
-    matmul: Engine,
-    /// Inputs of the chain. Zeros: the sums of a long chain stay finite, and no multiplier is faster for it.
-    x: Vec<f32>,
-    operations: f64,
-    read: Option<Engine>,
-}
-
-impl Ceilings {
-    const PAIRS: i64 = 8;
-
-    fn new(source: &Source, request: &Request, common: &Common) -> anyhow::Result<Ceilings> {
-        let request = Request {
-            entries: vec!["peak".to_string()],
-            targets: request.targets.clone(),
-            program: request.program.clone(),
-            tuning: request.tuning.clone(),
-            emit: vec![],
-            ..*request
-        };
-        let (hidden, inner) = (source.config.hidden, source.config.intermediate);
-        let engine = |layers: &mut dyn Iterator<Item = i64>| -> anyhow::Result<Engine> {
-            let artefact = source.compile_module(chain(source, &request, layers), &request)?;
-            Ok(Engine::load(&artefact, &source.checkpoint, common.engine())?)
-        };
-        // Enough for the machine to be busy.
-        let rows: i64 = if common.device == Device::Cpu { 512 } else { 4096 };
-        Ok(Ceilings {
-            rows,
-            matmul: engine(&mut std::iter::repeat_n(0, Ceilings::PAIRS as usize))?,
-            x: vec![0.0; (rows * hidden) as usize],
-            operations: (4 * Ceilings::PAIRS * rows * hidden * inner) as f64,
-            // All layers: more than any cache holds.
-            read: engine(&mut (0..source.config.layers)).ok(),
-        })
-    }
-
-    /// Seconds of an operation and of a byte; of a few tries, the best.
-    fn measure(&self) -> anyhow::Result<[f64; 2]> {
-        const TRIES: usize = 3;
-        let (mut operation, mut byte) = (f64::INFINITY, f64::INFINITY);
-        for _ in 0..TRIES {
-            let sizes = [("B", 1), ("T", self.rows)];
-            self.matmul.profile(true);
-            self.matmul.call("peak", &sizes, &[("x", Input::F32(&self.x))], None)?;
-            // The products alone: a GPU's host copies x and y, which no chain of kernels does.
-            let kernels = self.matmul.profile(false).into_iter();
-            let products = kernels
-                .filter(|(name, ..)| name.contains("matmul"))
-                .map(|(_, _, time)| time);
-            let time = products.sum::<std::time::Duration>().as_secs_f64();
-            operation = f64::min(operation, time / self.operations);
-            let (bytes, time) = self.read.as_ref().unwrap_or(&self.matmul).read_weights();
-            byte = f64::min(byte, time.as_secs_f64() / bytes.max(1) as f64);
-        }
-        Ok([operation, byte])
-    }
-}
-
-/// A module that multiplies by the projections of these layers, one after the other.
-fn chain(source: &Source, request: &Request, layers: &mut dyn Iterator<Item = i64>) -> Module {
-    let (hidden, inner) = (source.config.hidden, source.config.intermediate);
-    let mut f = Function::new("peak");
-    let ty = TensorType::new([Dim::sym("B"), Dim::sym("T"), hidden.into()], DType::F32);
-    let x = f.param("x", ty, Param::Input("x".to_string()));
-    let mut y = f.cast(x, request.dtype);
-    for layer in layers {
-        let mut weight = |name: &str, shape: [i64; 2]| {
-            let kind = Param::Weight(format!("model.layers.{layer}.mlp.{name}.weight"));
-            let known = f.params.iter().find(|p| p.1 == kind).map(|p| p.0);
-            known.unwrap_or_else(|| f.param(&format!("{name}{layer}"), TensorType::new(shape, request.dtype), kind))
-        };
-        let (up, down) = (weight("up_proj", [inner, hidden]), weight("down_proj", [hidden, inner]));
-        let wide = f.matmul(y, up, true, request.dtype);
-        y = f.matmul(wide, down, true, request.dtype);
-    }
-    let y = f.cast(y, DType::F32);
-    f.returns("y", y);
-    Module { functions: vec![f] }
 }
 
 impl Report {

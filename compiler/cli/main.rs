@@ -4,6 +4,7 @@
 
 mod bench;
 mod cache;
+mod ceilings;
 mod check;
 mod compare;
 mod compare_steps;
@@ -16,6 +17,7 @@ mod export;
 mod generate;
 mod grad;
 mod init;
+mod kernels;
 mod logits;
 mod metrics;
 mod opt;

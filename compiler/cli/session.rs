@@ -78,6 +78,11 @@ impl Source {
     /// What the request's program would run, by entry.
     pub fn plans(&self, request: &Request) -> anyhow::Result<Vec<ir::plan::Plan>> {
         let module = model::graph::build(&self.config, &self.graph_options(request))?;
+        self.plans_of(module, request)
+    }
+
+    /// What the request's program would run of any module over this checkpoint's weights.
+    pub fn plans_of(&self, module: ir::Module, request: &Request) -> anyhow::Result<Vec<ir::plan::Plan>> {
         Ok(pipeline::plans(module, &pipeline_options(request))?)
     }
 
@@ -126,6 +131,19 @@ pub struct Request {
 }
 
 impl Request {
+    /// What `Session::open` runs of a folder.
+    pub fn new(common: &Common) -> anyhow::Result<Request> {
+        Ok(Request {
+            entries: ENTRIES.map(String::from).to_vec(),
+            targets: vec![common.target()?],
+            dtype: common.dtype(),
+            max_context: common.max_context,
+            program: common.program(),
+            tuning: common.tuning()?,
+            emit: vec![],
+        })
+    }
+
     /// Bytes of logits that a loss may have at once.
     pub fn logits(&self) -> u64 {
         let on_gpu = self.targets.iter().all(|t| matches!(t, Target::Gpu(_)));
@@ -167,15 +185,7 @@ impl Session {
         let start = Instant::now();
         let (artefact, source) = if path.is_dir() {
             let source = Source::open(path)?;
-            let request = Request {
-                entries: ENTRIES.map(String::from).to_vec(),
-                targets: vec![common.target()?],
-                dtype: common.dtype(),
-                max_context: common.max_context,
-                program: common.program(),
-                tuning: common.tuning()?,
-                emit: vec![],
-            };
+            let request = Request::new(common)?;
             let artefact = cached(&source, &request, "", || Ok(source.compile(&request)?.0))?;
             (artefact, source)
         } else {

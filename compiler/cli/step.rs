@@ -24,7 +24,20 @@ pub struct Step<'a> {
 
 impl Step<'_> {
     /// With the entry points `train_step`, `loss` and, for micro-batches, `accumulate`.
-    pub fn engine(self, common: &Common) -> anyhow::Result<Engine> {
+    pub fn engine(&self, common: &Common) -> anyhow::Result<Engine> {
+        let (module, request) = self.module(common)?;
+        let artefact = self.source.compile_module(module, &request)?;
+        trim();
+        Ok(Engine::load(&artefact, &self.source.checkpoint, common.engine())?)
+    }
+
+    /// What `engine` runs, by entry point.
+    pub fn plans(&self, common: &Common) -> anyhow::Result<Vec<ir::plan::Plan>> {
+        let (module, request) = self.module(common)?;
+        self.source.plans_of(module, &request)
+    }
+
+    fn module(&self, common: &Common) -> anyhow::Result<(ir::Module, Request)> {
         let (source, recipe, wanted) = (self.source, self.recipe, self.wanted);
         let mut entries = vec!["train_step".to_string(), "loss".to_string()];
         entries.extend((recipe.accumulate > 1).then(|| "accumulate".to_string()));
@@ -33,9 +46,9 @@ impl Step<'_> {
             targets: vec![common.target()?],
             dtype: common.dtype(),
             max_context: recipe.context as i64,
-            program: self.program,
+            program: self.program.clone(),
             tuning: common.tuning()?,
-            emit: self.emit,
+            emit: self.emit.clone(),
         };
         let mut options = source.graph_options(&request);
         if wanted("model.embed_tokens.weight") {
@@ -52,9 +65,7 @@ impl Step<'_> {
             rewrite: &rewrite,
         };
         let module = model::graph::training::training(&source.config, &options, &objective, recipe.accumulate > 1)?;
-        let artefact = source.compile_module(module, &request)?;
-        trim();
-        Ok(Engine::load(&artefact, &source.checkpoint, common.engine())?)
+        Ok((module, request))
     }
 }
 

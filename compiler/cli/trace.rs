@@ -1,4 +1,4 @@
-//! Spans of kernels as a trace that Perfetto (ui.perfetto.dev) and chrome://tracing open: one line of time for each entry point.
+//! Spans of functions as a trace that Perfetto (ui.perfetto.dev) and chrome://tracing open: one line of time for each entry point.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -22,7 +22,7 @@ fn trace(machine: &str, spans: &[Span]) -> Value {
     }
     for (i, s) in spans.iter().enumerate() {
         events.push(json!({
-            "ph": "X", "name": s.kernel, "cat": s.entry, "pid": 1, "tid": thread(&s.entry),
+            "ph": "X", "name": s.function, "cat": s.entry, "pid": 1, "tid": thread(&s.entry),
             "ts": 1e6 * s.start.as_secs_f64(), "dur": 1e6 * s.time.as_secs_f64(), "args": {"launch": i},
         }));
     }
@@ -37,9 +37,9 @@ mod tests {
 
     #[test]
     fn every_span_is_an_event_of_its_entry() {
-        let span = |entry: &str, kernel: &str, start| Span {
+        let span = |entry: &str, function: &str, start| Span {
             entry: entry.to_string(),
-            kernel: kernel.to_string(),
+            function: function.to_string(),
             start: Duration::from_micros(start),
             time: Duration::from_nanos(1500),
         };

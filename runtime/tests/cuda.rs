@@ -225,7 +225,7 @@ fn calls() {
         )
         .unwrap();
     let rows = engine.profile(false);
-    assert_eq!(rows.iter().map(|r| r.1).sum::<u64>(), 5, "{rows:?}");
+    assert_eq!(rows.iter().map(|r| r.count).sum::<u64>(), 5, "{rows:?}");
     assert_eq!(engine.trace(false).len(), 5);
     assert_eq!((engine.keys(5, 1000), engine.target()), (256, "sm_90a"));
 }

@@ -180,8 +180,8 @@ impl Args {
         let mut run = Run::open(&self.output, &source, &recipe, self.resume.then_some(trainer.step))?;
         engine.profile(self.common.verbose);
         let finished = run.train(&mut trainer, &held_out)?;
-        for (kernel, count, time) in engine.profile(false).into_iter().take(25) {
-            eprintln!("{:9.3} s  {count:6} x  {kernel}", time.as_secs_f64());
+        for r in engine.profile(false).into_iter().take(25) {
+            eprintln!("{:9.3} s  {:6} x  {}", r.time.as_secs_f64(), r.count, r.ran.function);
         }
         let planned = engine.planned(&[]).map(|n| n + trainer.state.bytes());
         let peak = match self.common.device {

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use super::driver::Context;
 use super::geometry::Parameters;
 use super::module::{Event, Function, Grid, Map, encode};
-use crate::engine::profile::Recorder;
+use crate::engine::profile::{Ran, Recorder};
 use crate::error::RuntimeError;
 
 /// One function to run.
 pub struct Ready {
-    pub name: String,
+    pub ran: Ran,
     function: Function,
     grid: Grid,
     pointers: Vec<u64>,
@@ -21,16 +21,17 @@ pub struct Ready {
 }
 
 impl Ready {
-    pub fn new(name: &str, function: Function, grid: Grid, parameters: Parameters) -> Result<Ready, RuntimeError> {
+    pub fn new(ran: Ran, function: Function, grid: Grid, parameters: Parameters) -> Result<Ready, RuntimeError> {
         let maps = parameters.maps.iter().map(|map| {
-            let place = || format!("function `{name}`: {map:?}");
+            let place = || format!("function `{}`: {map:?}", ran.function);
             encode(map).map_err(|e| e.at(&place()))
         });
+        let maps = maps.collect::<Result<_, _>>()?;
         Ok(Ready {
-            name: name.to_string(),
+            ran,
             function,
             grid,
-            maps: maps.collect::<Result<_, _>>()?,
+            maps,
             pointers: parameters.pointers,
             symbols: parameters.symbols,
         })
@@ -45,7 +46,7 @@ impl Ready {
         parameters.extend(self.maps.iter().map(value));
         // The driver copies the values before it returns.
         unsafe { context.launch(self.function, &self.grid, &mut parameters) }
-            .map_err(|e| e.at(&format!("function `{}`, {:?}", self.name, self.grid)))
+            .map_err(|e| e.at(&format!("function `{}`, {:?}", self.ran.function, self.grid)))
     }
 }
 
@@ -57,7 +58,7 @@ pub fn issue_all(context: &Context, launches: &[Ready]) -> Result<(), RuntimeErr
 pub fn one_by_one(context: &Context, launches: &[Ready]) -> Result<(), RuntimeError> {
     for l in launches {
         l.issue(context)?;
-        let place = || format!("function `{}`, {:?}", l.name, l.grid);
+        let place = || format!("function `{}`, {:?}", l.ran.function, l.grid);
         context.wait().map_err(|e| e.at(&place()))?;
     }
     Ok(())
@@ -93,7 +94,7 @@ pub fn timed(
     let mut at = start;
     for (l, pair) in launches.iter().zip(events.windows(2)) {
         let time = Duration::from_secs_f64(pair[1].since(&pair[0])?.max(0.0));
-        recorder.note(entry, &l.name, at, time);
+        recorder.note(entry, &l.ran, at, time);
         at += time;
     }
     Ok(())

@@ -16,6 +16,7 @@ mod upload;
 mod work;
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -32,7 +33,7 @@ use self::upload::Weights;
 use self::work::{Layout, Work};
 use crate::artefact::{Buffer, Code, Entry, GpuKernel, Header, SYMBOLS, Sizes};
 use crate::engine::profile::Recorder;
-use crate::engine::{Call, Options, sizes, widened};
+use crate::engine::{Call, Options, Ran, sizes, widened};
 use crate::error::RuntimeError;
 use crate::memory::Memory;
 use crate::weights::Checkpoint;
@@ -57,6 +58,7 @@ struct Launch {
     kernel: usize,
     /// Of the entry.
     buffers: Vec<u32>,
+    launches: Range<usize>,
 }
 
 impl Cuda {
@@ -275,7 +277,12 @@ impl Cuda {
                 };
                 let parameters = Parameters::new(step, &call.values, &at).map_err(failed)?;
                 let function = self.functions[&step.function];
-                all.push(Ready::new(&step.function, function, grid, parameters)?);
+                let ran = Ran {
+                    kernel: self.kernels[launch.kernel].name.clone(),
+                    function: step.function.clone(),
+                    launches: launch.launches.clone(),
+                };
+                all.push(Ready::new(ran, function, grid, parameters)?);
             }
         }
         Ok(all)
@@ -337,6 +344,7 @@ fn launches(entry: &Entry, code: &Code) -> Result<Vec<Launch>, RuntimeError> {
         all.push(Launch {
             kernel: kernel.ok_or_else(|| RuntimeError::Code(format!("it has no kernel `{name}`")))?,
             buffers: joined.iter().flat_map(|l| l.buffers.iter().copied()).collect(),
+            launches: at..at + count,
         });
         at += count;
     }

@@ -15,7 +15,7 @@ use super::launches::{self, Ready};
 use super::memory::{ALIGN, DeviceMemory};
 use super::module::{Event, Function, Graph, Module};
 use crate::artefact::{DType, GpuKernel, Sizes, Variant};
-use crate::engine::{sizes, widened};
+use crate::engine::{Ran, sizes, widened};
 use crate::error::RuntimeError;
 use crate::memory::Memory;
 use crate::trial::Operand;
@@ -202,7 +202,7 @@ impl Subject<'_> {
             let Some(grid) = grid else { continue };
             let parameters = Parameters::new(step, &self.values, &at).map_err(failed)?;
             ready.push(Ready::new(
-                &step.function,
+                Ran::whole(&step.function, 0),
                 self.trials.functions[&step.function],
                 grid,
                 parameters,

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::profile::Recorder;
+use super::profile::{Ran, Recorder};
 use super::{Call, sizes, widened};
 use crate::artefact::{self, Buffer, Entry, Header, KernelFn, SYMBOLS, Sizes};
 use crate::elf::Code;
@@ -148,7 +148,7 @@ impl Cpu {
         }
         let symbols: Vec<i64> = SYMBOLS.iter().map(|s| values.get(*s).copied().unwrap_or(0)).collect();
         let mut args: Vec<*mut u8> = vec![];
-        for (launch, kernel) in e.launches.iter().zip(&self.kernels[call.index]) {
+        for (at, (launch, kernel)) in e.launches.iter().zip(&self.kernels[call.index]).enumerate() {
             args.clear();
             args.extend(launch.buffers.iter().map(|b| pointers[*b as usize]));
             let tiles = sizes::tiles(&launch.tiles, values).ok_or_else(unknown)?;
@@ -162,7 +162,7 @@ impl Cpu {
             };
             self.pool.run(tiles, &|begin, end, worker| one.run(begin, end, worker));
             if let Some(start) = start {
-                recorder.note(&e.name, &launch.kernel, start, start.elapsed());
+                recorder.note(&e.name, &Ran::whole(&launch.kernel, at), start, start.elapsed());
             }
         }
         let mut results = vec![];

@@ -17,7 +17,7 @@ use half::{bf16, f16};
 
 pub use self::device::Device;
 use self::profile::Recorder;
-pub use self::profile::Span;
+pub use self::profile::{Ran, Row, Span};
 use self::state::Buffers;
 pub use self::state::State;
 use crate::artefact::{Code, DType, Entry, Port, Sizes, State as StateSpec};
@@ -224,8 +224,8 @@ impl Engine {
         }
     }
 
-    /// Starts (true) or ends counting time by kernel; returns what was counted: (kernel, launches, time), the dearest first.
-    pub fn profile(&self, on: bool) -> Vec<(String, u64, Duration)> {
+    /// Starts (true) or ends counting time by function; returns what was counted, the dearest first.
+    pub fn profile(&self, on: bool) -> Vec<Row> {
         self.recorder.lock().unwrap_or_else(|p| p.into_inner()).profile(on)
     }
 

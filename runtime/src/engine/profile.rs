@@ -1,13 +1,43 @@
-//! Time by kernel, summed or span by span. Devices note what they ran; nothing is measured here.
+//! Time by function, summed or span by span. Devices note what they ran; nothing is measured here.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
-/// One kernel's run on the device's clock, since the trace began.
+/// What ran: a kernel's function, for these of the entry's launches. A GPU runs some kernels as several functions, and some launches as
+/// one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ran {
+    pub kernel: String,
+    pub function: String,
+    pub launches: Range<usize>,
+}
+
+impl Ran {
+    /// A kernel that is one function, for one launch.
+    pub fn whole(kernel: &str, launch: usize) -> Ran {
+        Ran {
+            kernel: kernel.to_string(),
+            function: kernel.to_string(),
+            launches: launch..launch + 1,
+        }
+    }
+}
+
+/// One function's runs in an entry: where it stands first, how often it ran, for how long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    pub entry: String,
+    pub ran: Ran,
+    pub count: u64,
+    pub time: Duration,
+}
+
+/// One function's run on the device's clock, since the trace began.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
     pub entry: String,
-    pub kernel: String,
+    pub function: String,
     pub start: Duration,
     pub time: Duration,
 }
@@ -15,7 +45,7 @@ pub struct Span {
 /// What is being recorded; by default nothing.
 #[derive(Default)]
 pub struct Recorder {
-    rows: Option<BTreeMap<String, (u64, Duration)>>,
+    rows: Option<BTreeMap<(String, String), Row>>,
     trace: Option<(Instant, Vec<Span>)>,
 }
 
@@ -24,16 +54,22 @@ impl Recorder {
         self.rows.is_some() || self.trace.is_some()
     }
 
-    pub fn note(&mut self, entry: &str, kernel: &str, start: Instant, time: Duration) {
+    pub fn note(&mut self, entry: &str, ran: &Ran, start: Instant, time: Duration) {
         if let Some(rows) = &mut self.rows {
-            let row = rows.entry(kernel.to_string()).or_default();
-            row.0 += 1;
-            row.1 += time;
+            let key = (entry.to_string(), ran.function.clone());
+            let row = rows.entry(key).or_insert_with(|| Row {
+                entry: entry.to_string(),
+                ran: ran.clone(),
+                count: 0,
+                time: Duration::ZERO,
+            });
+            row.count += 1;
+            row.time += time;
         }
         if let Some((origin, spans)) = &mut self.trace {
             spans.push(Span {
                 entry: entry.to_string(),
-                kernel: kernel.to_string(),
+                function: ran.function.clone(),
                 start: start.saturating_duration_since(*origin),
                 time,
             });
@@ -41,14 +77,10 @@ impl Recorder {
     }
 
     /// See `Engine::profile`.
-    pub fn profile(&mut self, on: bool) -> Vec<(String, u64, Duration)> {
+    pub fn profile(&mut self, on: bool) -> Vec<Row> {
         let counted = std::mem::replace(&mut self.rows, on.then(BTreeMap::new));
-        let mut rows: Vec<_> = counted
-            .unwrap_or_default()
-            .into_iter()
-            .map(|(k, (n, t))| (k, n, t))
-            .collect();
-        rows.sort_by_key(|(_, _, t)| std::cmp::Reverse(*t));
+        let mut rows: Vec<_> = counted.unwrap_or_default().into_values().collect();
+        rows.sort_by_key(|r| std::cmp::Reverse(r.time));
         rows
     }
 

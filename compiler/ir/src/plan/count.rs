@@ -25,6 +25,18 @@ impl std::ops::AddAssign for Work {
     }
 }
 
+impl Work {
+    /// Of so many launches.
+    pub fn times(self, launches: f64) -> Work {
+        Work {
+            products: self.products * launches,
+            scalars: self.scalars * launches,
+            bytes: self.bytes * launches,
+            launches: self.launches * launches,
+        }
+    }
+}
+
 impl Plan {
     /// `None` where a symbol has no value.
     pub fn work(&self, sizes: &Sizes) -> Option<Work> {
