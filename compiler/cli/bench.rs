@@ -224,10 +224,9 @@ impl Args {
         let limits = Ceilings::new(&source, &request, &self.common)?.measure(engine)?;
         let plans = source.plans(&request)?;
         let mut tables = [vec![], vec![]];
-        for ((table, functions), (entry, tokens, keys)) in (tables.iter_mut().zip(measured)).zip([
-            ("prefill", self.context, self.context),
-            ("decode", 1, self.context + 1),
-        ]) {
+        for ((table, functions), (entry, tokens, keys)) in (tables.iter_mut().zip(measured))
+            .zip([("prefill", self.context, self.context), ("decode", 1, self.context + 1)])
+        {
             let sizes = [("B", self.batch), ("T", tokens), ("S", keys), ("C", capacity)];
             let counted = plans.iter().find(|p| p.entry == entry).map(|plan| kernels::Counted {
                 plan,

@@ -6,11 +6,11 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::bail;
-use ir::plan::count::Work;
 use ir::Sizes;
+use ir::plan::count::Work;
 use passes::{Program, SWITCHES};
-use runtime::engine::{Engine, State};
 use runtime::Input;
+use runtime::engine::{Engine, State};
 
 use crate::ceilings::Ceilings;
 use crate::options::Common;

@@ -208,14 +208,24 @@ mod tests {
         let rows = rows(&functions, Some(&counted));
         let told: Vec<_> = rows
             .iter()
-            .map(|r| (r.kernel.as_str(), r.launches, r.functions.len(), r.least.clone().unwrap()))
+            .map(|r| {
+                (
+                    r.kernel.as_str(),
+                    r.launches,
+                    r.functions.len(),
+                    r.least.clone().unwrap(),
+                )
+            })
             .collect();
         let [(first, n, parts, a), (second, m, whole, b)] = &told[..] else {
             panic!("{told:?}")
         };
         assert_eq!((*first, *n, *parts, a.bytes), ("r100", 3, 2, 1200.0));
         assert_eq!((*second, *m, *whole, b.bytes), ("both", 1, 0, 4400.0));
-        assert!((a.of_limit - 0.1).abs() < 1e-12 && (b.limit_seconds - 4.4e-6).abs() < 1e-15, "{told:?}");
+        assert!(
+            (a.of_limit - 0.1).abs() < 1e-12 && (b.limit_seconds - 4.4e-6).abs() < 1e-15,
+            "{told:?}"
+        );
         assert_eq!(b.limited_by, "memory");
         assert!(super::rows(&functions, None).iter().all(|r| r.least.is_none()));
     }

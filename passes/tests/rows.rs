@@ -75,7 +75,11 @@ fn evaluate(module: &Module) -> BTreeMap<String, Tensor> {
     let width = WIDTH as usize;
     let weights = |name: &str| {
         let seed = name.len() as f64 + name.bytes().map(f64::from).sum::<f64>();
-        let shape = if name.starts_with('w') { vec![width, width] } else { vec![width] };
+        let shape = if name.starts_with('w') {
+            vec![width, width]
+        } else {
+            vec![width]
+        };
         Some(tensor(&shape, seed))
     };
     let inputs = BTreeMap::from([
@@ -111,7 +115,11 @@ fn streams_become_one_stack() {
         assert_eq!(ops, [1; 4], "{whole}");
         assert_eq!((layer.params.len(), layer.returns.len()), (4, 1), "{whole}");
         // Stacked once, in front of the first layer.
-        assert_eq!((count(&whole, "layer", "concat"), count(&whole, "main", "concat")), (0, 1), "{whole}");
+        assert_eq!(
+            (count(&whole, "layer", "concat"), count(&whole, "main", "concat")),
+            (0, 1),
+            "{whole}"
+        );
     }
 }
 

@@ -109,6 +109,12 @@ pub struct Variant {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
     pub function: String,
+    /// Which of the launch's buffers it takes, where that is not all of them, in this order. Tensor maps count what it takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub buffers: Option<Vec<u32>>,
+    /// The same of the variant's workspaces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspaces: Option<Vec<u32>>,
     /// Tiles: the product of `ceil(size / block)`, one block of threads each (x alone).
     pub tiles: Vec<(Size, i64)>,
     /// Tiles of joined kernels, behind each other; see `Join`.
@@ -129,6 +135,14 @@ pub struct Step {
     pub overlap: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub maps: Vec<TensorMap>,
+}
+
+/// What a step takes of a launch's buffers or a variant's workspaces; none where it names what is not there.
+pub fn taken<T: Copy>(wanted: &Option<Vec<u32>>, all: &[T]) -> Option<Vec<T>> {
+    match wanted {
+        None => Some(all.to_vec()),
+        Some(wanted) => wanted.iter().map(|i| all.get(*i as usize).copied()).collect(),
+    }
 }
 
 /// A matrix (or up to five dimensions) for the copy engine; what lies outside reads as zero.

@@ -224,20 +224,31 @@ fn sound_step(step: &Step, buffers: usize, variant: &Variant) -> Result<(), Stri
     within("bytes of shared memory", step.shared as usize, 0..=256 << 10)?;
     within("blocks of a cluster", step.cluster as usize, 0..=16)?;
     within("blocks of a multiprocessor", step.per_multiprocessor as usize, 0..=64)?;
-    let pointers = buffers + variant.workspaces.len() + usize::from(variant.counters > 0);
+    let mut counts = [buffers, variant.workspaces.len()];
+    for (count, (what, wanted)) in counts
+        .iter_mut()
+        .zip([("buffer", &step.buffers), ("workspace", &step.workspaces)])
+    {
+        let Some(wanted) = wanted else { continue };
+        if let Some(i) = wanted.iter().find(|i| **i as usize >= *count) {
+            return Err(format!("{what} {i} of {count}"));
+        }
+        *count = wanted.len();
+    }
+    let pointers = counts[0] + counts[1] + usize::from(variant.counters > 0);
     // The driver takes 4096 bytes; each map may need padding in front.
     let bytes = 8 * pointers + 4 * SYMBOLS.len() + 64 + 128 * step.maps.len();
     within("bytes of parameters", bytes, 0..=4096)?;
     for (i, map) in step.maps.iter().enumerate() {
-        sound_map(map, buffers, variant).map_err(|e| format!("tensor map {i}: {e}"))?;
+        sound_map(map, counts).map_err(|e| format!("tensor map {i}: {e}"))?;
     }
     Ok(())
 }
 
-fn sound_map(map: &TensorMap, buffers: usize, variant: &Variant) -> Result<(), String> {
+fn sound_map(map: &TensorMap, [buffers, workspaces]: [usize; 2]) -> Result<(), String> {
     let (what, index, count) = match map.source {
         MapSource::Buffer(i) => ("buffer", i as usize, buffers),
-        MapSource::Workspace(i) => ("workspace", i as usize, variant.workspaces.len()),
+        MapSource::Workspace(i) => ("workspace", i as usize, workspaces),
     };
     if index >= count {
         return Err(format!("{what} {index} of {count}"));

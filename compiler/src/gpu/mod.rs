@@ -16,6 +16,7 @@ mod map;
 pub(crate) mod math;
 mod matmul;
 mod mma;
+mod pairs;
 mod pipeline;
 mod ptx;
 mod reduction;
@@ -110,6 +111,28 @@ pub fn compile_plans(
                 kernel: name,
             });
         }
+        for pair in pairs::pairs(plan).into_iter().filter(|_| target.hopper) {
+            let launches = &plan.launches[pair.first..pair.first + 2];
+            let [a, b] = [0, 1].map(|i| names[launches[i].kernel].as_str());
+            let name = format!("{a}+{b}");
+            if !all.iter().any(|e| e.kernel.name == name) {
+                let [a, b] = [a, b].map(|name| kernels.iter().find(|k| k.name == name));
+                let (Some(a), Some(b)) = (a, b) else { continue };
+                let Some(mut both) = together([a, b], pair.store, target, &tables) else {
+                    continue;
+                };
+                // One product may hand its rows to several, and get them from several.
+                let known: BTreeSet<&String> = all.iter().flat_map(|e| &e.functions).map(|(name, _)| name).collect();
+                both.functions.retain(|(name, _)| !known.contains(name));
+                all.push(both);
+            }
+            joins.push(Join {
+                entry: plan.entry.clone(),
+                first: pair.first as u32,
+                count: 2,
+                kernel: name,
+            });
+        }
     }
     let (how, functions): (Vec<_>, Vec<_>) = all.into_iter().map(|e| (e.kernel, e.functions)).unzip();
     let functions = functions.into_iter().flatten().collect();
@@ -190,11 +213,7 @@ fn tuned(
 ) -> Result<Emitted, CodeError> {
     let kernel = &with_ptx_name(kernel);
     if let Some(c) = &kernel.contraction {
-        let key = tuning::key(kernel, c);
-        let tables = &with_waves(kernel, c, key.as_deref(), target, tables);
-        let named = tuning::named(tables, key.as_deref());
-        let ways = ways(kernel, c, target, &|name| named.contains(name));
-        let chosen = tuning::arranged(&ways, key.as_deref(), kernel, tables, unknown);
+        let (ways, chosen) = chosen(kernel, c, target, tables, unknown);
         let used: BTreeSet<usize> = chosen.iter().map(|(way, _)| *way).collect();
         let of_used = ways.into_iter().enumerate().filter(|(i, _)| used.contains(i));
         return Ok(Emitted {
@@ -212,6 +231,33 @@ fn tuned(
         return Ok(kernels::sweep_gradient::emit(kernel, g, target));
     }
     Ok(map::emit(kernel, target))
+}
+
+/// A product's ways, and those that run as the tables have it.
+fn chosen(
+    kernel: &Kernel,
+    c: &Contraction,
+    target: &Target,
+    tables: &[Table],
+    unknown: &mut BTreeSet<String>,
+) -> pairs::Chosen {
+    let key = tuning::key(kernel, c);
+    let tables = &with_waves(kernel, c, key.as_deref(), target, tables);
+    let named = tuning::named(tables, key.as_deref());
+    let ways = ways(kernel, c, target, &|name| named.contains(name));
+    let chosen = tuning::arranged(&ways, key.as_deref(), kernel, tables, unknown);
+    (ways, chosen)
+}
+
+/// A product and the one that it hands its rows to.
+fn together(kernels: [&Kernel; 2], store: usize, target: &Target, tables: &[Table]) -> Option<Emitted> {
+    let name = format!("{}+{}", kernels[0].name, kernels[1].name);
+    let [first, second] = kernels.map(with_ptx_name);
+    let [a, b] = [&first, &second].map(|k| {
+        let c = k.contraction.as_ref()?;
+        Some(chosen(k, c, target, tables, &mut BTreeSet::new()))
+    });
+    pairs::emit(&name, [&first, &second], store, [&a?, &b?])
 }
 
 /// The tables, and for known rows one more in front of the target's own.

@@ -77,6 +77,11 @@ fn launch(step: &Step) -> String {
     if step.overlap {
         out += ", overlaps";
     }
+    for (what, taken) in [("buffers", &step.buffers), ("workspaces", &step.workspaces)] {
+        if let Some(taken) = taken {
+            write!(out, ", takes {what} {taken:?}").unwrap();
+        }
+    }
     out
 }
 

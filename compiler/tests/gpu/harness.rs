@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use ir::plan::Kernel;
 use ir::{DType, Sizes};
 use ptx::{Element, Launch, Machine, Module, Param, Swizzle, TensorMap};
-use runtime::artefact::{self, GpuKernel, MapSource, SYMBOLS, Variant};
+use runtime::artefact::{self, GpuKernel, MapSource, SYMBOLS, Variant, taken};
 
 pub struct Compiled {
     code: Code,
@@ -97,6 +97,8 @@ impl Code {
             .collect();
         let counters = (variant.counters > 0).then(|| alloc(vec![0; 4 * variant.counters as usize]));
         for step in &variant.steps {
+            let buffers = taken(&step.buffers, &buffers).expect("they are there");
+            let spaces = taken(&step.workspaces, &spaces).expect("they are there");
             let pointers = buffers.iter().chain(&spaces).chain(&counters);
             let mut params: Vec<Param> = pointers.map(|p| Param::Pointer(*p)).collect();
             params.extend(SYMBOLS.map(|s| Param::I32(sizes.get(s).copied().unwrap_or(1) as i32)));

@@ -46,7 +46,11 @@ impl Carried {
             places.map(|(i, _)| i).collect()
         };
         let returned: Vec<ValueId> = f.returns.iter().map(|(_, v)| *v).collect();
-        let joins = |n: usize| f.ops.iter().any(|op| parts_of(f, &made_by, op).is_some_and(|p| p.len() == n));
+        let joins = |n: usize| {
+            f.ops
+                .iter()
+                .any(|op| parts_of(f, &made_by, op).is_some_and(|p| p.len() == n))
+        };
         inputs.iter().find_map(|v| {
             let part = f.ty(*v).clone();
             let (inputs, results) = (of_type(&inputs, &part), of_type(&returned, &part));

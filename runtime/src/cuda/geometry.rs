@@ -3,7 +3,7 @@
 //! Arithmetic alone: nothing here calls the driver, and the tests need no GPU.
 
 use super::module::Grid;
-use crate::artefact::{DType, GpuKernel, MapSource, SYMBOLS, Size, Sizes, Step, TensorMap, Variant};
+use crate::artefact::{DType, GpuKernel, MapSource, SYMBOLS, Size, Sizes, Step, TensorMap, Variant, taken};
 use crate::engine::sizes::{eval, places, tiles, width};
 
 use super::memory::ALIGN;
@@ -73,6 +73,15 @@ impl Addresses {
             counters: (variant.counters > 0).then_some(counters),
         }
     }
+
+    /// What a step is given of them.
+    fn taken(&self, step: &Step) -> Option<Addresses> {
+        Some(Addresses {
+            buffers: taken(&step.buffers, &self.buffers)?,
+            workspaces: taken(&step.workspaces, &self.workspaces)?,
+            counters: self.counters,
+        })
+    }
 }
 
 /// The parameters of a function, in their order: pointers, symbols, tensor maps.
@@ -85,6 +94,7 @@ pub struct Parameters {
 
 impl Parameters {
     pub fn new(step: &Step, values: &Sizes, at: &Addresses) -> Result<Parameters, String> {
+        let at = &at.taken(step).ok_or("it takes memory that is not there")?;
         let pointers = at.buffers.iter().chain(&at.workspaces).chain(&at.counters);
         let maps = step.maps.iter().enumerate();
         Ok(Parameters {

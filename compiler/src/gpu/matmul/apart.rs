@@ -11,7 +11,7 @@ use ir::{DType, Size};
 use runtime::artefact::Variant;
 
 use super::super::{Target, map};
-use super::{Shape, multiplies, way};
+use super::{Rows, Shape, multiplies, way};
 use crate::pipeline::size;
 
 pub struct Apart {
@@ -126,7 +126,7 @@ pub fn reduced(kernel: &Kernel, name: &str, shape: Shape, target: &Target) -> Op
         return None;
     }
     let Apart { product, rest } = apart(kernel, shape.columns)?;
-    let (mut variant, mut functions) = way(&product, c, shape, name);
+    let (mut variant, mut functions) = way(&product, c, shape, Rows::Own, name);
     let reductions = product
         .stages
         .iter()

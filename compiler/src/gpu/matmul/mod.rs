@@ -11,6 +11,7 @@
 
 mod apart;
 mod consumer;
+mod handed;
 mod producer;
 mod rounding;
 mod shape;
@@ -19,6 +20,7 @@ mod store;
 mod walk;
 
 pub use apart::reduced;
+pub use handed::{handed, hands_on};
 pub use shape::{DEPTH, SHAPES, Shape};
 
 use ir::plan::{Contraction, Kernel, Rhs};
@@ -72,21 +74,36 @@ fn is_rounded(kernel: &Kernel, c: &Contraction) -> bool {
 
 /// A way and the functions it takes.
 pub fn variant(kernel: &Kernel, c: &Contraction, shape: Shape, name: &str) -> (Variant, Vec<(String, String)>) {
-    way(kernel, c, shape, name)
+    way(kernel, c, shape, Rows::Own, name)
+}
+
+/// Who rounds and measures A's rows, where they cannot be multiplied as they lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rows {
+    /// A function in front of the product: `rounding`.
+    Own,
+    /// The product that made them: a row's squares are so many sums. See `handed`.
+    Handed { sums: i64 },
 }
 
 /// Where the kernel reduces, which is `reduced`'s, tiles' results have a workspace behind those of rounded rows, which are there then.
-fn way(kernel: &Kernel, c: &Contraction, shape: Shape, name: &str) -> (Variant, Vec<(String, String)>) {
+fn way(kernel: &Kernel, c: &Contraction, shape: Shape, rows_by: Rows, name: &str) -> (Variant, Vec<(String, String)>) {
     assert!(shape.is_possible(), "{shape:?}");
     let k = c.k.as_const().unwrap_or(0);
     let rows = Size::product(&kernel.outer);
     let (mut steps, mut functions, mut workspaces) = (vec![], vec![], vec![]);
     let left = Side::left(kernel, c);
     if left.is_none() {
-        workspaces = vec![&rows * &Size::from(2 * k), &rows * &Size::from(4)];
-        let (step, function) = rounding::rounding(kernel, c, &format!("{name}_rows"));
-        steps.push(step);
-        functions.push(function);
+        let sums = match rows_by {
+            Rows::Own => {
+                let (step, function) = rounding::rounding(kernel, c, &format!("{name}_rows"));
+                steps.push(step);
+                functions.push(function);
+                1
+            }
+            Rows::Handed { sums } => sums,
+        };
+        workspaces = vec![&rows * &Size::from(2 * k), &rows * &Size::from(4 * sums)];
     } else if kernel.reduces() {
         workspaces = vec![Size::from(0); 2];
     }
@@ -104,7 +121,9 @@ fn way(kernel: &Kernel, c: &Contraction, shape: Shape, name: &str) -> (Variant, 
         threads: THREADS as u32,
         ..Signature::default()
     };
-    let text = ptx::function(name, signature, |e, params| block(e, kernel, c, shape, &sides, params));
+    let text = ptx::function(name, signature, |e, params| {
+        block(e, kernel, c, shape, rows_by, &sides, params)
+    });
     functions.push((name.to_string(), text));
     steps.push(Step {
         function: name.to_string(),
@@ -130,7 +149,7 @@ fn way(kernel: &Kernel, c: &Contraction, shape: Shape, name: &str) -> (Variant, 
     (variant, functions)
 }
 
-fn block(e: &mut Emit, kernel: &Kernel, c: &Contraction, shape: Shape, sides: &[Side], params: Params) {
+fn block(e: &mut Emit, kernel: &Kernel, c: &Contraction, shape: Shape, rows: Rows, sides: &[Side], params: Params) {
     let weights = sides.len() as i64 - 1;
     let lanes = store::lanes(kernel, shape.bytes);
     let mut body = Body::over(kernel, lanes as usize, params.buffers, params.symbols, Math::Gpu);
@@ -178,7 +197,15 @@ fn block(e: &mut Emit, kernel: &Kernel, c: &Contraction, shape: Shape, sides: &[
                 steps,
                 left: &sides[0],
                 right: &sides[1],
-                store: Store::new(e, &body, thread, &params.workspaces, bands, shape.columns / weights),
+                store: Store::new(
+                    e,
+                    &body,
+                    thread,
+                    &params.workspaces,
+                    rows,
+                    bands,
+                    shape.columns / weights,
+                ),
             };
             consumer.run(e, &walk);
             vec![]

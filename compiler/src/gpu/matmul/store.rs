@@ -14,6 +14,7 @@ use ir::plan::{Access, Expr, Kernel, Stage};
 use super::super::epilogue::clamped;
 use super::super::ptx::{self, I32, lane_bits};
 use super::super::{hopper, reduction};
+use super::Rows;
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 use crate::scalar::{Body, Columns, Point, memory};
 
@@ -24,8 +25,8 @@ pub struct Store<'b, 'k> {
     pub body: &'b Body<'k>,
     /// Where the tiles' results of reductions go, if the kernel has any.
     pub parts: Option<Val>,
-    /// The rows' squares, where they were measured.
-    pub squares: Option<Val>,
+    /// The rows' squares, where they were measured, and of how many numbers each is the sum.
+    pub squares: Option<(Val, i64)>,
     /// Of the consumer: 64 each.
     pub bands: i64,
     /// Of each weight's tile.
@@ -52,9 +53,21 @@ pub const ALIGNMENT: usize = 16;
 
 impl<'b, 'k> Store<'b, 'k> {
     /// `workspaces`: the rows' squares are the second one, the tiles' results the last one.
-    pub fn new(e: &mut Emit, body: &'b Body<'k>, thread: Val, workspaces: &[Val], bands: i64, columns: i64) -> Self {
+    pub fn new(
+        e: &mut Emit,
+        body: &'b Body<'k>,
+        thread: Val,
+        workspaces: &[Val],
+        rows: Rows,
+        bands: i64,
+        columns: i64,
+    ) -> Self {
         let kernel = body.kernel;
-        let squares = workspaces.get(1).copied();
+        let sums = match rows {
+            Rows::Own => 1,
+            Rows::Handed { sums } => sums,
+        };
+        let squares = workspaces.get(1).map(|w| (*w, sums));
         Store {
             body,
             parts: workspaces.last().copied().filter(|_| kernel.reduces()),
@@ -134,9 +147,18 @@ impl<'b, 'k> Store<'b, 'k> {
                 let row = clamped(e, row, rows);
                 let index = self.body.unravel(e, row, &kernel.outer);
                 let mut point = self.body.point(index);
-                point.squares = self.squares.map(|squares| {
-                    let at = e.at(squares, row, Elem::F32);
-                    e.load(at, Ty::scalar(Elem::F32))
+                point.squares = self.squares.map(|(squares, sums)| {
+                    let each = e.i64(sums);
+                    let at = e.mul(row, each);
+                    let all: Vec<Val> = (0..sums)
+                        .map(|i| {
+                            let i = e.i64(i);
+                            let at = e.add(at, i);
+                            let at = e.at(squares, at, Elem::F32);
+                            e.load(at, Ty::scalar(Elem::F32))
+                        })
+                        .collect();
+                    all[1..].iter().fold(all[0], |sum, x| e.add(sum, *x))
                 });
                 kernel.stages.iter().for_each(|s| self.body.hoist(e, &mut point, s));
                 let count = (self.columns / 2) as usize;
