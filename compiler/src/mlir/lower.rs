@@ -24,6 +24,8 @@ pub fn lower<'c>(text: &str, llvm: &'c LlvmContext) -> Result<LlvmModule<'c>, St
     let context = Context::new();
     context.append_dialect_registry(&registry);
     context.load_all_available_dialects();
+    // Modules are lowered side by side (`gpu::assemble`); a pool of threads for each would be threads of threads.
+    context.enable_multi_threading(false);
     register_all_llvm_translations(&context);
     static PASSES: std::sync::Once = std::sync::Once::new();
     PASSES.call_once(register_all_passes);
