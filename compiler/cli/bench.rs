@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::bail;
-use runtime::engine::{self, Engine};
+use runtime::engine;
 use runtime::{Device, Input, State};
 
-use crate::ceilings::Ceilings;
+use crate::ceilings::{Ceilings, Limits};
 use crate::options::Common;
 use crate::session::{Request, Session, Source};
 use crate::{compare, compare_steps, kernels, trace};
@@ -115,6 +115,10 @@ impl Args {
                 .call_for(&["best"], "decode", &[("B", b), ("S", keys)], &inputs, Some(state))
                 .map(|_| ())
         };
+        let limits = match self.kernels && self.model.is_dir() {
+            true => Some(self.limits()?),
+            false => None,
+        };
         let (mut prefill, mut decode, mut reading) = (vec![], vec![], vec![]);
         for run in 0..=self.runs {
             let start = Instant::now();
@@ -148,7 +152,7 @@ impl Args {
                 trace::write(path, &engine.machine(), &spans)?;
             }
             if self.kernels {
-                tables = self.by_kernel([prefill, decode], engine, state.capacity)?;
+                tables = self.by_kernel([prefill, decode], limits, state.capacity)?;
             }
         }
         let best = |v: &[f64]| v.iter().copied().fold(f64::INFINITY, f64::min);
@@ -209,20 +213,22 @@ impl Args {
         Ok(())
     }
 
-    /// What was measured of a prefill and a token, beside what their plans count.
+    fn limits(&self) -> anyhow::Result<Limits> {
+        let source = Source::open(&self.model)?;
+        Ceilings::new(&source, &Request::new(&self.common)?, &self.common)?.measure()
+    }
+
+    /// What was measured of a prefill and a token, beside what their plans count; an artefact has no plans.
     fn by_kernel(
         &self,
         measured: [Vec<engine::Row>; 2],
-        engine: &Engine,
+        limits: Option<Limits>,
         capacity: i64,
     ) -> anyhow::Result<[Vec<kernels::Row>; 2]> {
-        if !self.model.is_dir() {
+        let Some(limits) = limits else {
             return Ok(measured.map(|functions| kernels::rows(&functions, None)));
-        }
-        let source = Source::open(&self.model)?;
-        let request = Request::new(&self.common)?;
-        let limits = Ceilings::new(&source, &request, &self.common)?.measure(engine)?;
-        let plans = source.plans(&request)?;
+        };
+        let plans = Source::open(&self.model)?.plans(&Request::new(&self.common)?)?;
         let mut tables = [vec![], vec![]];
         for ((table, functions), (entry, tokens, keys)) in (tables.iter_mut().zip(measured))
             .zip([("prefill", self.context, self.context), ("decode", 1, self.context + 1)])

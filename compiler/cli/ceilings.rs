@@ -1,7 +1,9 @@
-//! What no program can beat, measured beside what is compared: the rate of large products, and of memory that is only read.
+//! What no program can beat, measured beside what is compared: the rate of large products, and of memory. A CPU reads weights and does
+//! nothing else; a GPU copies a large buffer, and both reading and writing count.
 //!
 //! Both are of this machine, this minute: a CPU shares its caches, a GPU's clock follows its power.
 
+use anyhow::bail;
 use ir::{DType, Dim, Function, Module, Param, TensorType};
 use runtime::engine::Engine;
 use runtime::{Device, Input};
@@ -11,6 +13,8 @@ use crate::session::{Request, Source};
 
 pub struct Ceilings {
     products: Engine,
+    /// With more weights than any cache holds; a GPU's copy needs none.
+    weights: Option<Engine>,
     sizes: Vec<(&'static str, i64)>,
     inputs: Vec<(&'static str, Vec<f32>)>,
     operations: f64,
@@ -47,8 +51,10 @@ impl Ceilings {
         };
         if common.device == Device::Cpu {
             let (rows, hidden, inner) = (512, source.config.hidden, source.config.intermediate);
+            let first = &mut std::iter::repeat_n(0, PAIRS as usize);
             return Ok(Ceilings {
-                products: engine(chain(source, request.dtype))?,
+                products: engine(chain(source, request.dtype, first))?,
+                weights: Some(engine(chain(source, request.dtype, &mut (0..source.config.layers)))?),
                 sizes: vec![("B", 1), ("T", rows)],
                 // Zeros: the sums of a long chain stay finite, and no multiplier of a CPU is faster for it.
                 inputs: vec![("x", vec![0.0; (rows * hidden) as usize])],
@@ -58,6 +64,7 @@ impl Ceilings {
         let [m, n, k] = LARGE;
         Ok(Ceilings {
             products: engine(large(request.dtype))?,
+            weights: None,
             sizes: vec![],
             inputs: vec![("a", noise(m * k)), ("b", noise(n * k))],
             operations: (2 * m * n * k) as f64,
@@ -69,8 +76,7 @@ impl Ceilings {
         self.products.machine()
     }
 
-    /// `weights`: an engine with more of them than any cache holds.
-    pub fn measure(&self, weights: &Engine) -> anyhow::Result<Limits> {
+    pub fn measure(&self) -> anyhow::Result<Limits> {
         let mut best = Limits {
             operation: f64::INFINITY,
             byte: f64::INFINITY,
@@ -84,26 +90,30 @@ impl Ceilings {
             let products = rows.filter(|r| r.ran.kernel.contains("matmul")).map(|r| r.time);
             let time = products.sum::<std::time::Duration>().as_secs_f64();
             best.operation = best.operation.min(time / self.operations);
-            let (bytes, time) = weights.read_weights();
-            best.byte = best.byte.min(time.as_secs_f64() / bytes.max(1) as f64);
+            let (bytes, time) = self.weights.as_ref().unwrap_or(&self.products).read_weights();
+            if bytes == 0 {
+                bail!("there is no memory left to measure how fast memory is");
+            }
+            best.byte = best.byte.min(time.as_secs_f64() / bytes as f64);
         }
         Ok(best)
     }
 }
 
-/// The first layer's projections, one after the other, over and over.
-fn chain(source: &Source, dtype: DType) -> Module {
+/// Multiplies by the projections of these layers, one after the other.
+fn chain(source: &Source, dtype: DType, layers: &mut dyn Iterator<Item = i64>) -> Module {
     let (hidden, inner) = (source.config.hidden, source.config.intermediate);
     let mut f = Function::new("peak");
     let ty = TensorType::new([Dim::sym("B"), Dim::sym("T"), hidden.into()], DType::F32);
     let x = f.param("x", ty, Param::Input("x".to_string()));
-    let mut weight = |name: &str, shape: [i64; 2]| {
-        let kind = Param::Weight(format!("model.layers.0.mlp.{name}.weight"));
-        f.param(name, TensorType::new(shape, dtype), kind)
-    };
-    let (up, down) = (weight("up_proj", [inner, hidden]), weight("down_proj", [hidden, inner]));
     let mut y = f.cast(x, dtype);
-    for _ in 0..PAIRS {
+    for layer in layers {
+        let mut weight = |name: &str, shape: [i64; 2]| {
+            let kind = Param::Weight(format!("model.layers.{layer}.mlp.{name}.weight"));
+            let known = f.params.iter().find(|p| p.1 == kind).map(|p| p.0);
+            known.unwrap_or_else(|| f.param(&format!("{name}{layer}"), TensorType::new(shape, dtype), kind))
+        };
+        let (up, down) = (weight("up_proj", [inner, hidden]), weight("down_proj", [hidden, inner]));
         let wide = f.matmul(y, up, true, dtype);
         y = f.matmul(wide, down, true, dtype);
     }

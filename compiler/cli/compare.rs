@@ -1,6 +1,7 @@
 //! `loopc bench --compare`: fused against unfused on the same matmul kernels, and each switch of the fused program off alone.
 //!
-//! Programs that are compared take turns in one process, and the ceilings (`ceilings`) take turns with them: see `rounds`. Operations and bytes are counted from the plans.
+//! Programs that are compared take turns in one process, and `ceilings` take turns with them: see `rounds`. Operations and bytes are
+//! counted from the plans.
 
 use std::path::Path;
 use std::time::Instant;
@@ -128,7 +129,7 @@ pub fn run(model: &Path, contexts: &[i64], rounds: u32, ablate: bool, common: &C
             let mut times: Vec<[Times; 2]> = runners.iter().map(|_| Default::default()).collect();
             let (mut matmul, mut read) = (Times::default(), Times::default());
             for round in 0..=rounds {
-                let limits = ceilings.measure(&runners[0].engine)?;
+                let limits = ceilings.measure()?;
                 let mut taken = vec![];
                 for r in &mut runners {
                     taken.push(r.measure(context, source.config.vocab)?);

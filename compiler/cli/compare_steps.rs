@@ -106,6 +106,11 @@ impl Steps<'_> {
             memory: u64::MAX,
             emit: vec![],
         };
+        // While the device has room for it.
+        let limits = match self.kernels {
+            true => Some(Ceilings::new(source, &Request::new(common)?, common)?.measure()?),
+            false => None,
+        };
         let programs = [Program::fused(), Program::op_by_op()];
         let mut engines = vec![];
         for program in programs.into_iter().take(if self.alone { 1 } else { 2 }) {
@@ -158,10 +163,9 @@ impl Steps<'_> {
         if let Some(path) = self.trace {
             trace::write(path, &engine.machine(), &spans)?;
         }
-        if !self.kernels {
+        let Some(limits) = limits else {
             return Ok((rows, None));
-        }
-        let limits = Ceilings::new(source, &Request::new(common)?, common)?.measure(engine)?;
+        };
         let plans = step(Program::fused()).plans(common)?;
         let counted = plans.iter().find(|p| p.entry == "train_step").map(|plan| Counted {
             plan,

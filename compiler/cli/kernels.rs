@@ -57,16 +57,18 @@ pub struct Counted<'a> {
 }
 
 impl Counted<'_> {
-    fn work(&self, ran: &engine::Ran) -> Option<Work> {
+    /// Of one run of a function's kernel.
+    fn work(&self, row: &engine::Row) -> Option<Work> {
         let mut sum = Work::default();
-        for launch in self.plan.launches.get(ran.launches.clone())? {
+        let launches = self.plan.launches.get(row.ran.launches.clone());
+        for launch in launches.filter(|_| row.entry == self.plan.entry)? {
             sum += self.plan.kernels[launch.kernel].work(&self.sizes)?;
         }
         Some(sum)
     }
 }
 
-/// One entry point's functions by kernel, the dearest first.
+/// Functions by entry point and kernel, an entry's dearest first.
 pub fn rows(functions: &[engine::Row], counted: Option<&Counted>) -> Vec<Row> {
     let mut rows: Vec<Row> = vec![];
     let mut works: Vec<Option<Work>> = vec![];
@@ -81,7 +83,7 @@ pub fn rows(functions: &[engine::Row], counted: Option<&Counted>) -> Vec<Row> {
                 least: None,
                 functions: vec![],
             });
-            works.push(counted.and_then(|c| c.work(&f.ran)));
+            works.push(counted.and_then(|c| c.work(f)));
             rows.len() - 1
         });
         let row = &mut rows[at];
@@ -96,7 +98,7 @@ pub fn rows(functions: &[engine::Row], counted: Option<&Counted>) -> Vec<Row> {
             row.functions.clear();
         }
     }
-    rows.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+    rows.sort_by(|a, b| a.entry.cmp(&b.entry).then(b.seconds.total_cmp(&a.seconds)));
     rows
 }
 
@@ -204,6 +206,8 @@ mod tests {
             ran("both", "both", 2..4, 1, 8),
             ran("r100", "r100_a", 0..1, 3, 6),
             ran("r100", "r100_b", 0..1, 3, 6),
+            // The same function again, for launches that run as one.
+            ran("both", "r100_a", 2..4, 1, 2),
         ];
         let rows = rows(&functions, Some(&counted));
         let told: Vec<_> = rows
@@ -221,7 +225,7 @@ mod tests {
             panic!("{told:?}")
         };
         assert_eq!((*first, *n, *parts, a.bytes), ("r100", 3, 2, 1200.0));
-        assert_eq!((*second, *m, *whole, b.bytes), ("both", 1, 0, 4400.0));
+        assert_eq!((*second, *m, *whole, b.bytes), ("both", 1, 2, 4400.0));
         assert!(
             (a.of_limit - 0.1).abs() < 1e-12 && (b.limit_seconds - 4.4e-6).abs() < 1e-15,
             "{told:?}"

@@ -36,18 +36,20 @@ fn streams(streams: usize, mixed: bool) -> Module {
         layer.returns(&format!("y{i}"), y);
     }
     let mut main = Function::new("main");
-    let x = main.param("x", ty, Param::Input("x".into()));
+    let mut xs: Vec<_> = (0..streams)
+        .map(|i| main.param(&format!("x{i}"), ty.clone(), Param::Input(format!("x{i}"))))
+        .collect();
     let factor = TensorType::new([Dim::sym("B"), Dim::sym("T"), Dim::Const(1)], DType::F32);
     let factor = main.param("factor", factor, Param::Input("factor".into()));
-    let mut xs = vec![x; streams];
     for i in 0..3 {
         xs.push(factor);
         xs = main.call(&layer, i, &xs);
     }
-    main.returns("last", xs[streams - 1]);
-    // One stream is read on its own.
-    let other = main.unary("silu", xs[0]);
-    main.returns("other", other);
+    // Each stream is read on its own.
+    for (i, x) in xs.into_iter().enumerate() {
+        let y = main.unary("silu", x);
+        main.returns(&format!("y{i}"), y);
+    }
     Module {
         functions: vec![layer, main],
     }
@@ -82,10 +84,9 @@ fn evaluate(module: &Module) -> BTreeMap<String, Tensor> {
         };
         Some(tensor(&shape, seed))
     };
-    let inputs = BTreeMap::from([
-        ("x".to_string(), tensor(&[2, 3, width], 0.0)),
-        ("factor".to_string(), tensor(&[2, 3, 1], 50.0)),
-    ]);
+    let x = |i: usize| (format!("x{i}"), tensor(&[2, 3, width], 100.0 * i as f64));
+    let mut inputs: BTreeMap<String, Tensor> = (0..3).map(x).collect();
+    inputs.insert("factor".to_string(), tensor(&[2, 3, 1], 50.0));
     let context = Context {
         module,
         sizes: &sizes,
@@ -106,8 +107,9 @@ fn streams_become_one_stack() {
         let apart = streams(n, false);
         let whole = joined(apart.clone());
         let (a, b) = (evaluate(&apart), evaluate(&whole));
-        for name in ["last", "other"] {
-            let far = a[name].data.iter().zip(&b[name].data).map(|(x, y)| (x - y).abs());
+        assert_eq!(a.len(), n);
+        for (name, wanted) in &a {
+            let far = wanted.data.iter().zip(&b[name].data).map(|(x, y)| (x - y).abs());
             assert!(far.fold(0.0, f64::max) < 1e-12, "{name} of {n} streams");
         }
         let layer = whole.function("layer").unwrap();

@@ -69,8 +69,8 @@ pub struct Code {
     pub joins: Vec<Join>,
 }
 
-/// Launches `first..first + count` of an entry as one kernel of `Code::kernels`: they do not need each other, or the last one begins with the
-/// others. Its buffers are theirs, one launch after the other.
+/// Launches `first..first + count` of an entry as one kernel of `Code::kernels`: they do not need each other, the last one begins with the
+/// others, or steps of one kernel run them in their order. Its buffers are theirs, one launch after the other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Join {
     pub entry: String,
@@ -104,8 +104,8 @@ pub struct Variant {
     pub steps: Vec<Step>,
 }
 
-/// One function of the module. Its parameters, in order: a pointer for each of the launch's buffers, one for each workspace, one to the
-/// counters if there are any, B, T, S and C as i32, then its tensor maps by value.
+/// One function of the module. Its parameters, in order: a pointer for each of the launch's buffers that it takes, one for each workspace
+/// that it takes, one to the counters if there are any, B, T, S and C as i32, then its tensor maps by value.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
     pub function: String,

@@ -1,6 +1,6 @@
 //! The artefact as a file. Nothing of it is believed before the hash and the header's indices are checked.
 //!
-//!     magic "loopc\0\0\1"  | header length, u64 little-endian | header, JSON | payload | sha256 of all before
+//!     magic "loopc\0\0\2"  | header length, u64 little-endian | header, JSON | payload | sha256 of all before
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::validate::validate;
 use crate::weights::write_whole;
 
 /// The last byte is the format's version.
-const MAGIC: [u8; 8] = *b"loopc\0\0\x01";
+const MAGIC: [u8; 8] = *b"loopc\0\0\x02";
 const HASH: usize = 32;
 
 /// A compiled model in memory.

@@ -28,6 +28,8 @@ fn gpu_kernel(name: &str) -> GpuKernel {
     };
     let step = Step {
         function: "k_0".into(),
+        buffers: Some(vec![1, 0]),
+        workspaces: Some(vec![0, 0, 0]),
         tiles: vec![(size(1, &["B"]), 17)],
         more_tiles: vec![vec![(size(1, &["B"]), 19)]],
         per_multiprocessor: 3,
@@ -193,7 +195,9 @@ fn indices_and_sizes_are_checked_before_anything_runs() {
         ),
         ("\"kernel\":\"k+k\"", "\"kernel\":\"kk\"", "no kernel kk"),
         (",19]]", ",0]]", "blocks of 0"),
-        ("\"workspace\":0}", "\"workspace\":1}", "workspace 1 of 1"),
+        ("\"workspace\":0}", "\"workspace\":3}", "workspace 3 of 3"),
+        ("\"buffers\":[1,0],\"w", "\"buffers\":[1,2],\"w", "buffer 2 of 2"),
+        ("\"workspaces\":[0,0,0]", "\"workspaces\":[0,1,0]", "workspace 1 of 1"),
         ("\"threads\":384", "\"threads\":0", "0 threads"),
         ("\"threads\":384", "\"threads\":1025", "1025 threads"),
         ("\"shared\":200000", "\"shared\":300000", "300000 bytes of shared"),

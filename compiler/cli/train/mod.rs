@@ -181,7 +181,13 @@ impl Args {
         engine.profile(self.common.verbose);
         let finished = run.train(&mut trainer, &held_out)?;
         for r in engine.profile(false).into_iter().take(25) {
-            eprintln!("{:9.3} s  {:6} x  {}", r.time.as_secs_f64(), r.count, r.ran.function);
+            eprintln!(
+                "{:9.3} s  {:6} x  {}, {}",
+                r.time.as_secs_f64(),
+                r.count,
+                r.entry,
+                r.ran.function
+            );
         }
         let planned = engine.planned(&[]).map(|n| n + trainer.state.bytes());
         let peak = match self.common.device {

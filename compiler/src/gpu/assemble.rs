@@ -1,5 +1,6 @@
 //! PTX text: the kernels' MLIR to LLVM IR to LLVM's NVPTX back end. Machine code is the driver's business, at load.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use inkwell::OptimizationLevel;
@@ -25,6 +26,10 @@ const MODULES: usize = 16;
 pub fn compile(functions: Vec<(String, String)>, target: &Target, texts: bool) -> Result<Compiled, CodeError> {
     // Once, before the threads.
     machine(target)?;
+    let mut names = BTreeSet::new();
+    if let Some((name, _)) = functions.iter().find(|(name, _)| !names.insert(name)) {
+        return Err(CodeError(format!("two functions are called `{name}`")));
+    }
     let parts = deal(&functions);
     let next = AtomicUsize::new(0);
     let work = || -> Vec<(usize, Result<Part, CodeError>)> {
@@ -45,7 +50,8 @@ pub fn compile(functions: Vec<(String, String)>, target: &Target, texts: bool) -
     });
     made.sort_by_key(|(i, _)| *i);
     let made: Vec<Part> = made.into_iter().map(|(_, part)| part).collect::<Result<_, _>>()?;
-    let code = joined(made.iter().map(|p| p.code.as_str()));
+    let code = joined(made.iter().map(|p| p.code.as_str()))
+        .ok_or_else(|| CodeError("LLVM's text has no head that ends with its size of addresses".to_string()))?;
     let llvm = made.into_iter().flat_map(|p| p.llvm).collect();
     Ok(Compiled {
         code: code.into_bytes(),
@@ -104,13 +110,12 @@ fn part(functions: &[&(String, String)], target: &Target, texts: bool) -> Result
 }
 
 /// The modules' texts as one: version and target stand at its head, the shared memory that all functions name in front of the first.
-fn joined<'t>(parts: impl Iterator<Item = &'t str>) -> String {
+fn joined<'t>(parts: impl Iterator<Item = &'t str>) -> Option<String> {
     let (mut all, mut is_shared) = (String::new(), false);
     for (i, part) in parts.enumerate() {
-        let behind = part
-            .find(".address_size")
-            .and_then(|at| Some(at + part[at..].find('\n')? + 1));
-        let text = behind.filter(|_| i > 0).map_or(part, |at| &part[at..]);
+        let at = part.find(".address_size")?;
+        let behind = at + part[at..].find('\n')? + 1;
+        let text = if i == 0 { part } else { &part[behind..] };
         for line in text.split_inclusive('\n') {
             if line.starts_with(".extern .shared") && std::mem::replace(&mut is_shared, true) {
                 continue;
@@ -118,7 +123,7 @@ fn joined<'t>(parts: impl Iterator<Item = &'t str>) -> String {
             all.push_str(line);
         }
     }
-    all
+    Some(all)
 }
 
 fn machine(target: &Target) -> Result<TargetMachine, CodeError> {
@@ -165,8 +170,9 @@ mod tests {
             format!("{head}\t// .globl b\n{shared}b\n"),
             format!("{head}{shared}c\n"),
         ];
+        assert_eq!(joined(["a\n"].into_iter()), None);
         let all = joined(parts.iter().map(String::as_str));
-        assert_eq!(all, format!("{head}a\n\t// .globl b\n{shared}b\nc\n"));
+        assert_eq!(all.unwrap(), format!("{head}a\n\t// .globl b\n{shared}b\nc\n"));
     }
 
     #[test]

@@ -111,7 +111,8 @@ pub fn compile_plans(
                 kernel: name,
             });
         }
-        for pair in pairs::pairs(plan).into_iter().filter(|_| target.hopper) {
+        let pairs = if target.hopper { pairs::pairs(plan) } else { vec![] };
+        for pair in pairs {
             let launches = &plan.launches[pair.first..pair.first + 2];
             let [a, b] = [0, 1].map(|i| names[launches[i].kernel].as_str());
             let name = format!("{a}+{b}");
@@ -253,10 +254,8 @@ fn chosen(
 fn together(kernels: [&Kernel; 2], store: usize, target: &Target, tables: &[Table]) -> Option<Emitted> {
     let name = format!("{}+{}", kernels[0].name, kernels[1].name);
     let [first, second] = kernels.map(with_ptx_name);
-    let [a, b] = [&first, &second].map(|k| {
-        let c = k.contraction.as_ref()?;
-        Some(chosen(k, c, target, tables, &mut BTreeSet::new()))
-    });
+    let [a, b] =
+        [&first, &second].map(|k| Some(chosen(k, k.contraction.as_ref()?, target, tables, &mut BTreeSet::new())));
     pairs::emit(&name, [&first, &second], store, [&a?, &b?])
 }
 

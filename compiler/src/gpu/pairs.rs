@@ -23,22 +23,27 @@ pub struct Pair {
 
 /// Launches that hand rows to the one behind them.
 pub fn pairs(plan: &Plan) -> Vec<Pair> {
-    let mut pairs: Vec<Pair> = vec![];
-    for first in 0..plan.launches.len().saturating_sub(1) {
-        let taken = pairs.last().is_some_and(|p| p.first + 1 == first);
-        if let Some(store) = hands_on(plan, first).filter(|_| !taken) {
-            pairs.push(Pair { first, store });
-        }
-    }
-    pairs
+    let all = 0..plan.launches.len().saturating_sub(1);
+    // No launch is in two: what hands on multiplies rows as they lie, and what is handed to does not.
+    all.filter_map(|first| {
+        Some(Pair {
+            first,
+            store: hands_on(plan, first)?,
+        })
+    })
+    .collect()
 }
 
 fn hands_on(plan: &Plan, at: usize) -> Option<usize> {
     let [a, b] = [at, at + 1].map(|i| &plan.launches[i]);
     let [first, second] = [a, b].map(|l| &plan.kernels[l.kernel]);
-    // A row for each sequence: few.
-    let by_token = |n: &ir::Size| n.as_const().is_some() || n.syms.iter().any(|s| s == "T");
-    if !first.outer.iter().any(by_token) {
+    // A row for each sequence is few rows, and what is known to be many does not gain.
+    let rows = Size::product(&first.outer);
+    let gains = match rows.as_const() {
+        Some(n) => n <= MOST,
+        None => rows.syms.iter().any(|s| s == "T"),
+    };
+    if !gains {
         return None;
     }
     let rows = b.args[second.contraction.as_ref()?.a.arg];
@@ -76,11 +81,9 @@ pub fn emit(name: &str, kernels: [&Kernel; 2], store: usize, chosen: [&Chosen; 2
         let few = most.as_ref().is_some_and(|(_, n)| *n <= MOST);
         let mut variant = match shapes {
             [Some(x), Some(y)] if few => {
-                let [first, second] = [kernels[0], kernels[1]].map(|k| k.name.replace('.', "_"));
-                let tile = x.columns;
                 let names = [
-                    format!("{first}_{}_hands", x.name()),
-                    format!("{second}_{}_of_{tile}", y.name()),
+                    format!("{}_{}_hands", kernels[0].name, x.name()),
+                    format!("{}_{}_of_{}", kernels[1].name, y.name(), x.columns),
                 ];
                 let (variant, functions) = matmul::handed(kernels, store, [*x, *y], [&names[0], &names[1]])?;
                 let is_new = |f: &(String, String)| all.functions.iter().all(|(name, _)| *name != f.0);
@@ -97,10 +100,11 @@ pub fn emit(name: &str, kernels: [&Kernel; 2], store: usize, chosen: [&Chosen; 2
     hands_on.then_some(all)
 }
 
-/// The numbers of rows at which something changes, none last. No way may ask for more than a number of rows.
+/// The numbers of rows at which something changes, none last. No way may ask for more than a number of
+/// rows, or count: counters are given to all steps of a variant.
 fn limits(first: &Kernel, chosen: [&Chosen; 2]) -> Option<Vec<Option<(runtime::artefact::Size, i64)>>> {
     let variants = || chosen.iter().flat_map(|(_, variants)| variants).map(|(_, v)| v);
-    if variants().any(|v| !v.multiples.is_empty()) {
+    if variants().any(|v| !v.multiples.is_empty() || v.counters > 0) {
         return None;
     }
     let rows = size(&Size::product(&first.outer));
@@ -116,7 +120,6 @@ fn apart(args: [usize; 2], variants: [&Variant; 2]) -> Variant {
     let [a, b] = variants;
     let mut both = Variant {
         workspaces: [&a.workspaces[..], &b.workspaces[..]].concat(),
-        counters: a.counters.max(b.counters),
         ..Variant::default()
     };
     let (mut buffers, mut workspaces) = (0, 0);

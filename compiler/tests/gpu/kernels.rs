@@ -2,7 +2,7 @@
 //! what it computes at sizes that break things.
 
 use crate::coverage::{self, Seen, sizes};
-use crate::subjects::{TARGETS, group, make};
+use crate::subjects::{Made, Subject, TARGETS, group, make};
 use crate::{assembly, describe};
 
 /// Small kernels that are kept whole: (group, function).
@@ -58,7 +58,7 @@ fn values(name: &str, all: &[[i64; 4]], elsewhere: &[&str]) {
                 let result = coverage::check(&subject, &made, &sizes(*list), &which, &mut seen);
                 result.unwrap_or_else(|e| panic!("{name} for {target}, plan {}: {e}", subject.plan.entry));
             }
-            for kernel in &made.kernels {
+            for kernel in made.kernels.iter().filter(|k| !runs_joined(&subject, &made, &k.name)) {
                 for (i, v) in kernel.variants.iter().enumerate() {
                     // For one row, where each token is two.
                     if v.at_most.as_ref().is_some_and(|(s, n)| s.coef > *n) {
@@ -71,6 +71,19 @@ fn values(name: &str, all: &[[i64; 4]], elsewhere: &[&str]) {
             }
         }
     }
+}
+
+/// Does every launch of a kernel run as one with others?
+fn runs_joined(subject: &Subject, made: &Made, kernel: &str) -> bool {
+    let plan = &subject.plan;
+    let joined = |i: usize| {
+        made.joins
+            .iter()
+            .any(|j| (j.first..j.first + j.count).contains(&(i as u32)))
+    };
+    let mut launches = (0..plan.launches.len()).filter(|i| plan.kernels[plan.launches[*i].kernel].name == kernel);
+    let first = launches.next();
+    first.is_some_and(joined) && launches.all(joined)
 }
 
 macro_rules! groups {

@@ -18,10 +18,10 @@ pub fn carry(module: &mut Module) -> Result<(), PassError> {
         let callee = &mut module.functions[at];
         let Some(carried) = Carried::of(callee) else { continue };
         carried.inside(callee)?;
-        lift(callee)?;
+        lift(callee);
         for caller in module.functions.iter_mut().filter(|f| f.name != name) {
             while carried.outside(caller, &name)? {}
-            lift(caller)?;
+            lift(caller);
         }
     }
     Ok(())
@@ -33,9 +33,6 @@ struct Carried {
     inputs: Vec<usize>,
     results: Vec<usize>,
 }
-
-/// What the stack is called among inputs and results.
-const NAME: &str = "rows";
 
 impl Carried {
     fn of(f: &Function) -> Option<Carried> {
@@ -63,16 +60,17 @@ impl Carried {
     fn inside(&self, f: &mut Function) -> Result<(), PassError> {
         let all: Vec<ValueId> = inputs(f).collect();
         let parts: Vec<ValueId> = self.inputs.iter().map(|i| all[*i]).collect();
-        let whole = f.new_value(stack_type(&self.part, parts.len()), Some(NAME));
+        let name = free_name(f);
+        let whole = f.new_value(stack_type(&self.part, parts.len()), Some(&name));
         let first = f.params.iter().position(|(v, _)| *v == parts[0]).unwrap_or(0);
-        f.params[first] = (whole, Param::Input(NAME.to_string()));
+        f.params[first] = (whole, Param::Input(name.clone()));
         f.params.retain(|(v, _)| !parts.contains(v));
         for (i, v) in parts.iter().enumerate() {
             row(f, whole, i, *v);
         }
         let values: Vec<ValueId> = self.results.iter().map(|i| f.returns[*i].1).collect();
         let returned = stack(f, &values)?;
-        f.returns[self.results[0]] = (NAME.to_string(), returned);
+        f.returns[self.results[0]] = (name, returned);
         remove_others(&mut f.returns, &self.results);
         sort(f);
         Ok(())
@@ -101,6 +99,17 @@ impl Carried {
         sort(f);
         Ok(true)
     }
+}
+
+/// What a stack is called among inputs and results.
+fn free_name(f: &Function) -> String {
+    let known = |name: &String| {
+        let is_input = |(_, kind): &(ValueId, Param)| matches!(kind, Param::Input(n) if n == name);
+        f.params.iter().any(is_input) || f.returns.iter().any(|(n, _)| n == name)
+    };
+    let numbered = (2..).map(|i| format!("rows{i}"));
+    let mut names = std::iter::once("rows".to_string()).chain(numbered);
+    names.find(|name| !known(name)).unwrap_or_default()
 }
 
 fn inputs(f: &Function) -> impl Iterator<Item = ValueId> {

@@ -4,15 +4,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use ir::{Function, Op, ValueId};
 
+use super::remove;
 use super::rows::{height, parts_of, row, row_of, shared};
-use super::{failed, remove};
-use crate::PassError;
 use crate::order::{makers, sort};
 use crate::schedule::expression::is_elementwise;
 
-pub fn lift(f: &mut Function) -> Result<(), PassError> {
-    while unstack_one(f) || lift_one(f)? {}
-    Ok(())
+pub fn lift(f: &mut Function) {
+    while unstack_one(f) || lift_one(f) {}
 }
 
 /// Does an op treat a row without looking at others, whatever lies in front of the last dimension?
@@ -29,18 +27,18 @@ struct Alike {
     at: usize,
 }
 
-fn lift_one(f: &mut Function) -> Result<bool, PassError> {
+fn lift_one(f: &mut Function) -> bool {
     let made_by = makers(f);
-    let mut all: BTreeMap<String, (Operands, Vec<Alike>)> = BTreeMap::new();
+    let mut alike: BTreeMap<String, (Operands, Vec<Alike>)> = BTreeMap::new();
     for (at, op) in f.ops.iter().enumerate().filter(|(_, op)| is_by_row(op)) {
         let Some((place, operands)) = on_rows(f, &made_by, op) else {
             continue;
         };
         let key = format!("{} {:?} {operands:?}", op.name, op.attrs);
-        let group = all.entry(key).or_insert_with(|| (operands, vec![]));
+        let group = alike.entry(key).or_insert_with(|| (operands, vec![]));
         group.1.push(Alike { place, at });
     }
-    let mut groups: Vec<(Operands, Vec<Alike>)> = all.into_values().collect();
+    let mut groups: Vec<(Operands, Vec<Alike>)> = alike.into_values().collect();
     groups.sort_by_key(|(_, group)| group[0].at);
     for (operands, group) in groups {
         let first = f.ops[group[0].at].clone();
@@ -56,7 +54,10 @@ fn lift_one(f: &mut Function) -> Result<bool, PassError> {
         for (v, is_row) in operands {
             wholes.push(if is_row { v } else { shared(f, v) });
         }
-        let all = f.try_op(&first.name, &wholes, first.attrs.clone()).map_err(failed)?;
+        // An op that wants operands of a rank stays as it is.
+        let Ok(all) = f.try_op(&first.name, &wholes, first.attrs.clone()) else {
+            continue;
+        };
         for g in &group {
             let result = f.ops[g.at].results[0];
             row(f, all, g.place as usize, result);
@@ -64,9 +65,9 @@ fn lift_one(f: &mut Function) -> Result<bool, PassError> {
         let old: Vec<usize> = group.iter().map(|g| g.at).collect();
         remove(f, &old);
         sort(f);
-        return Ok(true);
+        return true;
     }
-    Ok(false)
+    false
 }
 
 /// Which row the op treats, and its operands with their rows taken off.

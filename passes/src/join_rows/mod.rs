@@ -24,7 +24,7 @@ pub const JOIN_ROWS: Pass = Pass {
     run: |module| {
         for f in &mut module.functions {
             while join_one(f)? {}
-            lift::lift(f)?;
+            lift::lift(f);
         }
         carry::carry(module)?;
         // Rows that nobody reads any more would count as readers of a norm.

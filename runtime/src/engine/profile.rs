@@ -24,7 +24,7 @@ impl Ran {
     }
 }
 
-/// One function's runs in an entry: where it stands first, how often it ran, for how long.
+/// One function's runs for a kernel in an entry: where it stands first, how often it ran, for how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     pub entry: String,
@@ -45,7 +45,8 @@ pub struct Span {
 /// What is being recorded; by default nothing.
 #[derive(Default)]
 pub struct Recorder {
-    rows: Option<BTreeMap<(String, String), Row>>,
+    /// By entry, kernel and function: launches that run as one are functions of other launches, too.
+    rows: Option<BTreeMap<[String; 3], Row>>,
     trace: Option<(Instant, Vec<Span>)>,
 }
 
@@ -56,7 +57,7 @@ impl Recorder {
 
     pub fn note(&mut self, entry: &str, ran: &Ran, start: Instant, time: Duration) {
         if let Some(rows) = &mut self.rows {
-            let key = (entry.to_string(), ran.function.clone());
+            let key = [entry.to_string(), ran.kernel.clone(), ran.function.clone()];
             let row = rows.entry(key).or_insert_with(|| Row {
                 entry: entry.to_string(),
                 ran: ran.clone(),

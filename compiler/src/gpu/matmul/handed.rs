@@ -21,17 +21,21 @@ pub fn hands_on(first: &Kernel, second: &Kernel, at: usize) -> Option<usize> {
     let read = takes(second, d) && Side::left(second, d).is_none() && second.args[d.a.arg].dtype == DType::F32;
     let rows = |k: &Kernel| Size::product(&k.outer);
     let same = rows(first) == rows(second) && first.cols == d.k;
-    let dense = d.a.strides == dense(&second.outer, &d.k) && d.a.offset.coef == 0;
-    let store = first.stages.iter().position(|s| match s {
-        Stage::Store { to, when, .. } => {
-            to.arg == at
-                && when.is_none()
-                && to.offset.coef == 0
-                && to.strides == self::dense(&first.outer, &first.cols)
-        }
+    let lies_dense = |a: &Access, outer: &[Size], columns: &Size| {
+        a.strides == dense(outer, columns) && a.offset.coef == 0 && a.indirect.is_none()
+    };
+    // One alone: functions are called by the product that hands on, not by what it hands on.
+    let mut stores = (first.stages.iter().enumerate()).filter(|(_, s)| match s {
+        Stage::Store { to, .. } => first.args[to.arg].dtype == DType::F32,
         Stage::Reduce { .. } => false,
-    })?;
-    (made && read && same && dense && multiplies(&handing(first, store)?, c)).then_some(store)
+    });
+    let (store, stage) = stores.next().filter(|_| stores.next().is_none())?;
+    let whole = match stage {
+        Stage::Store { to, when, .. } => to.arg == at && when.is_none() && lies_dense(to, &first.outer, &first.cols),
+        Stage::Reduce { .. } => false,
+    };
+    let fits = made && read && same && whole && lies_dense(&d.a, &second.outer, &d.k);
+    (fits && multiplies(&handing(first, store)?, c)).then_some(store)
 }
 
 /// Both as one variant: its buffers are the first one's, then the second one's.

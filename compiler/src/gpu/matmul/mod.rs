@@ -86,6 +86,16 @@ enum Rows {
     Handed { sums: i64 },
 }
 
+impl Rows {
+    /// Numbers whose sum is a row's squares.
+    fn sums(self) -> i64 {
+        match self {
+            Rows::Own => 1,
+            Rows::Handed { sums } => sums,
+        }
+    }
+}
+
 /// Where the kernel reduces, which is `reduced`'s, tiles' results have a workspace behind those of rounded rows, which are there then.
 fn way(kernel: &Kernel, c: &Contraction, shape: Shape, rows_by: Rows, name: &str) -> (Variant, Vec<(String, String)>) {
     assert!(shape.is_possible(), "{shape:?}");
@@ -94,16 +104,12 @@ fn way(kernel: &Kernel, c: &Contraction, shape: Shape, rows_by: Rows, name: &str
     let (mut steps, mut functions, mut workspaces) = (vec![], vec![], vec![]);
     let left = Side::left(kernel, c);
     if left.is_none() {
-        let sums = match rows_by {
-            Rows::Own => {
-                let (step, function) = rounding::rounding(kernel, c, &format!("{name}_rows"));
-                steps.push(step);
-                functions.push(function);
-                1
-            }
-            Rows::Handed { sums } => sums,
-        };
-        workspaces = vec![&rows * &Size::from(2 * k), &rows * &Size::from(4 * sums)];
+        if rows_by == Rows::Own {
+            let (step, function) = rounding::rounding(kernel, c, &format!("{name}_rows"));
+            steps.push(step);
+            functions.push(function);
+        }
+        workspaces = vec![&rows * &Size::from(2 * k), &rows * &Size::from(4 * rows_by.sums())];
     } else if kernel.reduces() {
         workspaces = vec![Size::from(0); 2];
     }

@@ -63,11 +63,7 @@ impl<'b, 'k> Store<'b, 'k> {
         columns: i64,
     ) -> Self {
         let kernel = body.kernel;
-        let sums = match rows {
-            Rows::Own => 1,
-            Rows::Handed { sums } => sums,
-        };
-        let squares = workspaces.get(1).map(|w| (*w, sums));
+        let squares = workspaces.get(1).map(|w| (*w, rows.sums()));
         Store {
             body,
             parts: workspaces.last().copied().filter(|_| kernel.reduces()),

@@ -60,6 +60,23 @@ module {
     return %y : tensor<?x?x96xf32, ["B", "T"]>
   }
 
+  // Rows of two tiles, which the first product hands to the second.
+  func.func @handed(
+    %x: tensor<?x?x160xf32, ["B", "T"]> {loop.input = "x"},
+    %h: tensor<?x?x40xbf16, ["B", "T"]> {loop.input = "h"},
+    %w: tensor<160x40xbf16> {loop.weight = "w"},
+    %v: tensor<72x160xbf16> {loop.weight = "v"}
+  ) -> (tensor<?x?x160xf32, ["B", "T"]> {loop.name = "y"}, tensor<?x?x72xbf16, ["B", "T"]> {loop.name = "z"}) {
+    %p = "loop.matmul"(%h, %w) {dtype = "f32", transpose_b = true} : (tensor<?x?x40xbf16, ["B", "T"]>, tensor<160x40xbf16>) -> tensor<?x?x160xf32, ["B", "T"]>
+    %y = "loop.add"(%x, %p) : (tensor<?x?x160xf32, ["B", "T"]>, tensor<?x?x160xf32, ["B", "T"]>) -> tensor<?x?x160xf32, ["B", "T"]>
+    %scale = "loop.rms_scale"(%y) {eps = 1.0e-6 : f64} : (tensor<?x?x160xf32, ["B", "T"]>) -> tensor<?x?x1xf32, ["B", "T"]>
+    %r = "loop.cast"(%y) {dtype = "bf16"} : (tensor<?x?x160xf32, ["B", "T"]>) -> tensor<?x?x160xbf16, ["B", "T"]>
+    %q = "loop.matmul"(%r, %v) {dtype = "f32", transpose_b = true} : (tensor<?x?x160xbf16, ["B", "T"]>, tensor<72x160xbf16>) -> tensor<?x?x72xf32, ["B", "T"]>
+    %s = "loop.mul"(%q, %scale) : (tensor<?x?x72xf32, ["B", "T"]>, tensor<?x?x1xf32, ["B", "T"]>) -> tensor<?x?x72xf32, ["B", "T"]>
+    %z = "loop.cast"(%s) {dtype = "bf16"} : (tensor<?x?x72xf32, ["B", "T"]>) -> tensor<?x?x72xbf16, ["B", "T"]>
+    return %y, %z : tensor<?x?x160xf32, ["B", "T"]>, tensor<?x?x72xbf16, ["B", "T"]>
+  }
+
   func.func @loss(
     %x: tensor<?x?x64xf32, ["B", "T"]> {loop.input = "x"},
     %targets: tensor<?x?xi32, ["B", "T"]> {loop.input = "targets"},
