@@ -1,7 +1,7 @@
 """Attention kernels on the GPU: checked against float64 in PyTorch, then timed beside PyTorch's own.
 
-    attention.py kernels OUT.json [N]      the kernels, for compiler/examples/kernels.rs (no GPU, no torch); N: random ones instead
-    attention.py check DIR [N]             DIR as kernels.rs wrote it; many sizes, poisoned outputs, guards; N: each random one at 45 sizes
+    attention.py kernels OUT.json [N]      the kernels, for compiler/examples/kernels.rs (no GPU, no torch); N: random ones instead, so many, and the seed
+    attention.py check DIR [N]             DIR as kernels.rs wrote it; many sizes, poisoned outputs, guards; N as it was: each random one at 45 sizes
     attention.py time DIR                  16,384 tokens, Qwen3-0.6B's heads: ours, cuDNN, FlexAttention
 """
 import json
@@ -291,6 +291,8 @@ def models():
 def check(folder, randoms=0):
     from launch import Module
     module = Module(folder)
+    if randoms and len(module.kernels) != randoms:
+        sys.exit(f"{folder} has {len(module.kernels)} kernels, and N is {randoms}: it is their number and their seed")
     failed = total = 0
     for case in random_cases(randoms) if randoms else [*cases(), *models()]:
         if case.name not in module.kernels:

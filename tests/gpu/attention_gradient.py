@@ -205,6 +205,8 @@ def main():
     print(torch.cuda.get_device_name())
     if sys.argv[1] == "check":
         failed, chosen = 0, list(random_cases(int(sys.argv[3]))) if len(sys.argv) > 3 else CHECKS
+        if missing := {case.name for case in chosen} ^ set(module.kernels) if len(sys.argv) > 3 else {}:
+            sys.exit(f"{sys.argv[2]} was made with another N: {len(missing)} kernels are not those of {sys.argv[3]}")
         for case in chosen:
             worst, bad = case.check(module)
             failed += bool(bad)

@@ -1,8 +1,8 @@
 //! Products that follow each other as one kernel of two functions, where the first hands its rows to the second (`matmul::handed`).
 //!
 //! For how many rows which ways run is what the tables say of each product alone. Where one of the ways is for few rows nothing is
-//! handed on: there the second one measures its rows on the way, and the two run as they would apart. So do many rows: what is saved there
-//! is a pass over them that costs as much as what the first one's end does more.
+//! handed on: there the second one measures its rows on the way, and the two run as they would apart. So do many rows, where nothing was
+//! gained.
 
 use ir::Size;
 use ir::plan::{Kernel, Plan};

@@ -1,8 +1,10 @@
 //! Every kind of kernel for every target: what its PTX holds (snapshots, `INSTA_UPDATE=always` rewrites them), how it is assembled, and
 //! what it computes at sizes that break things.
 
+use runtime::artefact::{Step, Variant};
+
 use crate::coverage::{self, Seen, sizes};
-use crate::subjects::{Made, Subject, TARGETS, group, make};
+use crate::subjects::{Made, TARGETS, group, make};
 use crate::{assembly, describe};
 
 /// Small kernels that are kept whole: (group, function).
@@ -58,8 +60,11 @@ fn values(name: &str, all: &[[i64; 4]], elsewhere: &[&str]) {
                 let result = coverage::check(&subject, &made, &sizes(*list), &which, &mut seen);
                 result.unwrap_or_else(|e| panic!("{name} for {target}, plan {}: {e}", subject.plan.entry));
             }
-            for kernel in made.kernels.iter().filter(|k| !runs_joined(&subject, &made, &k.name)) {
+            for kernel in &made.kernels {
                 for (i, v) in kernel.variants.iter().enumerate() {
+                    if kernel.name.contains('+') && is_apart(&made, v) {
+                        continue;
+                    }
                     // For one row, where each token is two.
                     if v.at_most.as_ref().is_some_and(|(s, n)| s.coef > *n) {
                         continue;
@@ -73,17 +78,11 @@ fn values(name: &str, all: &[[i64; 4]], elsewhere: &[&str]) {
     }
 }
 
-/// Does every launch of a kernel run as one with others?
-fn runs_joined(subject: &Subject, made: &Made, kernel: &str) -> bool {
-    let plan = &subject.plan;
-    let joined = |i: usize| {
-        made.joins
-            .iter()
-            .any(|j| (j.first..j.first + j.count).contains(&(i as u32)))
-    };
-    let mut launches = (0..plan.launches.len()).filter(|i| plan.kernels[plan.launches[*i].kernel].name == kernel);
-    let first = launches.next();
-    first.is_some_and(joined) && launches.all(joined)
+/// Is a variant of joined kernels their own functions, one behind the other? Those are run by themselves.
+fn is_apart(made: &Made, v: &Variant) -> bool {
+    let alone = made.kernels.iter().filter(|k| !k.name.contains('+'));
+    let steps: Vec<&Step> = alone.flat_map(|k| &k.variants).flat_map(|v| &v.steps).collect();
+    v.steps.iter().all(|s| steps.iter().any(|t| t.function == s.function))
 }
 
 macro_rules! groups {
