@@ -1,5 +1,6 @@
 //! `loopc bench`: prefill and decoding of a model, and where the time goes.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -84,7 +85,7 @@ impl Args {
             if self.common.json {
                 println!("{}", serde_json::to_string(&report)?);
             } else {
-                report.print();
+                report.print(&mut std::io::stdout().lock())?;
             }
             return Ok(());
         }
@@ -177,38 +178,43 @@ impl Args {
             println!("{report}");
             return Ok(());
         }
-        println!(
+        let mut out = std::io::stdout().lock();
+        writeln!(
+            out,
             "{}, {}, {b} x {t} tokens; best of {} (median)",
             engine.machine(),
             engine.target(),
             self.runs
-        );
-        let row = |name: &str, v: &[f64], per: f64| {
-            println!(
+        )?;
+        let mut row = |name: &str, v: &[f64], per: f64| {
+            writeln!(
+                out,
                 "{name:8} {:9.1} tok/s ({:9.1})   {:9.2} ms ({:9.2})",
                 per / best(v),
                 per / median(v),
                 1e3 * best(v),
                 1e3 * median(v)
-            );
+            )
         };
-        row("prefill", &prefill, (b * t) as f64);
-        row("decode", &decode, b as f64);
+        row("prefill", &prefill, (b * t) as f64)?;
+        row("decode", &decode, b as f64)?;
         let limit = match self.common.device {
             Device::Cpu => "the same weights, only read",
             Device::Cuda(_) => "a large copy",
         };
-        println!(
+        writeln!(
+            out,
             "decode   reads {weight_rate:.1} GB/s of weights, {:.0}% of {read_rate:.1} GB/s ({limit})",
             100.0 * weight_rate / read_rate
-        );
-        println!(
+        )?;
+        writeln!(
+            out,
             "weights made {} MiB, arena {} MiB",
             usage.weights >> 20,
             usage.arena >> 20
-        );
+        )?;
         if self.kernels {
-            kernels::print(&tables.concat());
+            kernels::print(&mut out, &tables.concat())?;
         }
         Ok(())
     }

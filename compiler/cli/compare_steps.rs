@@ -2,6 +2,7 @@
 //!
 //! Op by op is the graph as it is written, a kernel an op on the same matmul kernels: all logits are stored.
 
+use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::bail;
@@ -177,14 +178,16 @@ impl Steps<'_> {
 }
 
 impl Report {
-    pub fn print(&self) {
-        println!(
+    pub fn print(&self, out: &mut impl Write) -> io::Result<()> {
+        writeln!(
+            out,
             "{:14} {:10} {:>12} {:>10} {:>9} {:>16} {:>11}",
             "trainable", "program", "tok/s, best", "median", "x fused", "least to most", "planned MB"
-        );
+        )?;
         for r in &self.rows {
             let [of_fused, least, most] = r.of_fused;
-            println!(
+            writeln!(
+                out,
                 "{:14} {:10} {:>12.1} {:>10.1} {:>9.2} {:>8.2} to {:>4.2} {:>11.0}",
                 r.trainable,
                 r.program,
@@ -194,11 +197,12 @@ impl Report {
                 least,
                 most,
                 1e-6 * r.planned_bytes as f64
-            );
+            )?;
         }
         for (trainable, rows) in &self.kernels {
-            println!("\n{trainable}");
-            kernels::print(rows);
+            writeln!(out, "\n{trainable}")?;
+            kernels::print(out, rows)?;
         }
+        Ok(())
     }
 }

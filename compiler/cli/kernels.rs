@@ -3,6 +3,8 @@
 //! Operations are those of products and attention, bytes what a kernel must touch once (`ir::plan::count`). A kernel that finds its
 //! operands in a cache may take less than its bytes say; launches that run as one are counted as if they handed on through memory.
 
+use std::io::{self, Write};
+
 use ir::Sizes;
 use ir::plan::Plan;
 use ir::plan::count::Work;
@@ -102,13 +104,15 @@ pub fn rows(functions: &[engine::Row], counted: Option<&Counted>) -> Vec<Row> {
     rows
 }
 
-pub fn print(rows: &[Row]) {
-    println!(
+/// A reader may have seen enough (`| head`): that is an error here, and none of `main`'s.
+pub fn print(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
+    writeln!(
+        out,
         "{:44} {:>8} {:>9} {:>8} {:>9} {:>9}  limited by",
         "kernel", "launches", "ms", "us each", "limit ms", "of limit"
-    );
+    )?;
     let ms = |seconds: f64| format!("{:.3}", 1e3 * seconds);
-    let line = |name: &str, launches: u64, seconds: f64, least: Option<(f64, &str)>| {
+    let mut line = |name: &str, launches: u64, seconds: f64, least: Option<(f64, &str)>| {
         let (limit, share, by) = match least {
             Some((limit, by)) => (ms(limit), format!("{:.0}%", 100.0 * limit / seconds), by),
             None => Default::default(),
@@ -118,7 +122,7 @@ pub fn print(rows: &[Row]) {
             "{name:44} {launches:>8} {:>9} {each:>8.1} {limit:>9} {share:>9}  {by}",
             ms(seconds)
         );
-        println!("{}", text.trim_end());
+        writeln!(out, "{}", text.trim_end())
     };
     let mut entries: Vec<&str> = rows.iter().map(|r| r.entry.as_str()).collect();
     entries.dedup();
@@ -126,15 +130,16 @@ pub fn print(rows: &[Row]) {
         let of = || rows.iter().filter(move |r| r.entry == entry);
         let limits: Option<f64> = of().map(|r| r.least.as_ref().map(|l| l.limit_seconds)).sum();
         let (launches, seconds) = (of().map(|r| r.launches).sum(), of().map(|r| r.seconds).sum());
-        line(entry, launches, seconds, limits.map(|l| (l, "")));
+        line(entry, launches, seconds, limits.map(|l| (l, "")))?;
         for r in of() {
             let least = r.least.as_ref().map(|l| (l.limit_seconds, l.limited_by));
-            line(&format!("  {}", r.kernel), r.launches, r.seconds, least);
+            line(&format!("  {}", r.kernel), r.launches, r.seconds, least)?;
             for (function, seconds) in &r.functions {
-                line(&format!("    {function}"), r.launches, *seconds, None);
+                line(&format!("    {function}"), r.launches, *seconds, None)?;
             }
         }
     }
+    Ok(())
 }
 
 #[cfg(test)]
