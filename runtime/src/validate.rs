@@ -141,7 +141,8 @@ fn sound_code(header: &Header, code: &Code) -> Result<(), String> {
     let names = launches
         .iter()
         .map(|l| &l.kernel)
-        .chain(code.joins.iter().map(|j| &j.kernel));
+        .chain(code.joins.iter().map(|j| &j.kernel))
+        .chain(code.awaited.iter().flat_map(|a| &a.joins).map(|j| &j.kernel));
     for name in names {
         if !code.kernels.iter().any(|k| k.name == *name) {
             return Err(format!("it has no kernel {name}"));
@@ -150,20 +151,31 @@ fn sound_code(header: &Header, code: &Code) -> Result<(), String> {
     // Kernels and the buffers that they are given.
     let mut given: Vec<(&String, usize)> = launches.iter().map(|l| (&l.kernel, l.buffers.len())).collect();
     for join in &code.joins {
-        let joined = sound_join(header, code, join).map_err(|e| format!("what runs as {}: {e}", join.kernel))?;
-        given.push((&join.kernel, joined.iter().map(|l| l.buffers.len()).sum()));
+        given.push(sound_join(header, &code.joins, join)?);
+    }
+    // Kernels that run up to some number of sequences alone.
+    let mut few = vec![];
+    for awaited in &code.awaited {
+        sound_size(&awaited.at_most.0)?;
+        for join in &awaited.joins {
+            if join.entry != awaited.entry {
+                return Err(format!("{} waits for values of {}", awaited.entry, join.entry));
+            }
+            few.push(sound_join(header, &awaited.joins, join)?);
+        }
     }
     for kernel in &code.kernels {
-        let of_kernel = given.iter().filter(|(name, _)| **name == kernel.name);
+        let least = |given: &[(&String, usize)]| {
+            let of_kernel = given.iter().filter(|(name, _)| **name == kernel.name);
+            of_kernel.map(|(_, buffers)| *buffers).min()
+        };
         // What nothing launches has nothing to be checked against.
-        let Some(buffers) = of_kernel.map(|(_, buffers)| *buffers).min() else {
+        let (of_all, of_few) = (least(&given), least(&few));
+        let Some(buffers) = of_all.into_iter().chain(of_few).min() else {
             continue;
         };
-        if kernel
-            .variants
-            .last()
-            .is_none_or(|v| v.at_most.is_some() || !v.multiples.is_empty())
-        {
+        let last = kernel.variants.last();
+        if of_all.is_some() && last.is_none_or(|v| v.at_most.is_some() || !v.multiples.is_empty()) {
             return Err(format!("kernel {}: no variant is for all sizes", kernel.name));
         }
         for variant in &kernel.variants {
@@ -173,8 +185,13 @@ fn sound_code(header: &Header, code: &Code) -> Result<(), String> {
     Ok(())
 }
 
-/// Its launches: they are there, and in no other join.
-fn sound_join<'a>(header: &'a Header, code: &Code, join: &Join) -> Result<&'a [Launch], String> {
+/// Its kernel, and the buffers that its launches give: they are there, and in no other join.
+fn sound_join<'a>(header: &Header, all: &[Join], join: &'a Join) -> Result<(&'a String, usize), String> {
+    let joined = joined(header, all, join).map_err(|e| format!("what runs as {}: {e}", join.kernel))?;
+    Ok((&join.kernel, joined.iter().map(|l| l.buffers.len()).sum()))
+}
+
+fn joined<'a>(header: &'a Header, joins: &[Join], join: &Join) -> Result<&'a [Launch], String> {
     let entry = header.entries.iter().find(|e| e.name == join.entry);
     let entry = entry.ok_or_else(|| format!("there is no entry point {}", join.entry))?;
     let (first, count, all) = (join.first as usize, join.count as usize, entry.launches.len());
@@ -185,7 +202,7 @@ fn sound_join<'a>(header: &'a Header, code: &Code, join: &Join) -> Result<&'a [L
         let (a, b) = (other.first as usize, other.first as usize + other.count as usize);
         other.entry == join.entry && a < first + count && first < b
     };
-    match code.joins.iter().filter(meets).count() {
+    match joins.iter().filter(meets).count() {
         1 => Ok(joined),
         _ => Err(format!("launches {first} to {} stand in two", first + count)),
     }

@@ -103,6 +103,7 @@ fn artefact() -> Artefact {
                 len: 3,
                 kernels: vec![],
                 joins: vec![],
+                awaited: vec![],
             },
             Code {
                 target: "sm_90a".into(),
@@ -116,6 +117,7 @@ fn artefact() -> Artefact {
                     count: 2,
                     kernel: "k+k".into(),
                 }],
+                awaited: vec![],
             },
         ],
     };

@@ -132,6 +132,7 @@ fn artefact() -> Artefact {
                 count: 2,
                 kernel: "small+small".into(),
             }],
+            awaited: vec![],
         }],
     };
     Artefact {

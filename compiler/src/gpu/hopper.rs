@@ -80,6 +80,12 @@ pub fn copy_box_to_all(e: &mut Emit, to: Val, map: Val, [x, y]: [Val; 2], barrie
     asm(e, &text, "r,l,r,r,r,~{memory}", &[to, map, barrier, x, y], &[]);
 }
 
+/// So many bytes, a multiple of 16, from global to shared memory; it completes at the barrier.
+pub fn copy_line(e: &mut Emit, to: Val, from: Val, bytes: i64, barrier: Val) {
+    let text = format!("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [$0], [$1], {bytes}, [$2];");
+    asm(e, &text, "r,l,r,~{memory}", &[to, from, barrier], &[]);
+}
+
 pub fn prefetch_map(e: &mut Emit, map: Val) {
     asm(e, "prefetch.tensormap [$0];", "l,~{memory}", &[map], &[]);
 }

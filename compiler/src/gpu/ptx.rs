@@ -2,7 +2,7 @@
 
 use runtime::artefact::SYMBOLS;
 
-use crate::mlir::emit::{Elem, Emit, Ty, Val};
+use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 
 pub const I32: Ty = Ty::scalar(Elem::I32);
 pub const F32: Ty = Ty::scalar(Elem::F32);
@@ -17,6 +17,9 @@ pub struct Signature {
     pub threads: u32,
     /// The function waits at once for those in front of it, which may let it begin before they end (`Step::overlap`).
     pub overlap: bool,
+    /// It is one of those that wait for values (`awaited`): it lets the next one begin before anything else. If it does not wait for functions
+    /// itself, one of its blocks does at its end, so that it has not ended before those in front of it.
+    pub awaits: bool,
 }
 
 /// A function's parameters.
@@ -56,6 +59,9 @@ pub fn function(name: &str, signature: Signature, body: impl FnOnce(&mut Emit, P
         .zip(&symbols)
         .map(|(name, v)| (*name, e.extend_signed(*v, Elem::I64)))
         .collect();
+    if signature.awaits {
+        let_next_begin(&mut e);
+    }
     if signature.overlap {
         wait_for_earlier(&mut e);
     }
@@ -69,6 +75,14 @@ pub fn function(name: &str, signature: Signature, body: impl FnOnce(&mut Emit, P
             maps,
         },
     );
+    if signature.awaits && !signature.overlap {
+        let (number, zero) = (block(&mut e), e.int(0, I32));
+        let is_first = e.cmp(Cmp::Eq, number, zero);
+        e.if_then(is_first, &[], |e| {
+            wait_for_earlier(e);
+            vec![]
+        });
+    }
     e.line("llvm.return");
     e.depth -= 1;
     e.line("}");
@@ -114,7 +128,7 @@ pub fn wait_for_earlier(e: &mut Emit) {
 /// The next function's blocks may take their places, as far as there is room; they wait for our end before they read. Worth it where the next
 /// one reads weights meanwhile: behind products. Elsewhere it was measured to cost time (docs/notes/2026-11-26-cuda.md).
 ///
-/// Only behind `wait_for_earlier`: a multiprocessor forgets what it has cached when a function begins on it, not when it waits. Were two
+/// Only behind `wait_for_earlier`, or where nothing that is read is written twice in a call: a multiprocessor forgets what it has cached when a function begins on it, not when it waits. Were two
 /// functions lines that an earlier one read of memory that is written anew in between would be stale for the later one.
 pub fn let_next_begin(e: &mut Emit) {
     asm(e, "griddepcontrol.launch_dependents;", "", &[], &[]);

@@ -6,8 +6,38 @@
 use super::super::stages::{Row, Team};
 use super::{Block, LOAD, LOWEST, QUAD, State, THREADS, WARPS};
 use crate::gpu::ptx::{self, F32, I32};
-use crate::gpu::{hopper, math};
+use crate::gpu::{awaited, hopper, math};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
+
+/// Splits' parts that are waited for together: their words stay in registers meanwhile.
+const AWAITED: i64 = 8;
+
+/// Parts of a softmax, one behind the other.
+#[derive(Clone, Copy)]
+pub enum Parts {
+    /// They are there; so many are loaded at a time.
+    Own(i64, Val),
+    /// The block's warps', of which others wait for the sum.
+    Made(Val),
+    /// Other blocks', as they come.
+    Awaited(Val),
+}
+
+impl Parts {
+    fn base(self) -> Val {
+        match self {
+            Parts::Own(_, base) | Parts::Made(base) | Parts::Awaited(base) => base,
+        }
+    }
+
+    fn together(self) -> i64 {
+        match self {
+            Parts::Own(n, _) => n,
+            Parts::Made(_) => super::WARPS,
+            Parts::Awaited(_) => AWAITED,
+        }
+    }
+}
 
 impl Block<'_, '_> {
     /// Float `i` (i32) of a part: of O at (segment, row, column), of maxima and masses at (segment, row).
@@ -88,8 +118,9 @@ impl Block<'_, '_> {
         e.at(base, at, Elem::F32)
     }
 
-    /// `n` parts, one behind the other from `base`, to one; `together` are loaded at a time.
-    pub(super) fn merge(&self, e: &mut Emit, n: Val, together: i64, base: Val, to: Val) {
+    /// `n` parts to one.
+    pub(super) fn merge(&self, e: &mut Emit, n: Val, parts: Parts, to: Val) {
+        let (base, together) = (parts.base(), parts.together());
         let plan = self.plan;
         let quads = plan.segments() * plan.rows * plan.cols / QUAD;
         let (end, per_row) = (e.int(quads, I32), e.int(plan.cols / QUAD, I32));
@@ -102,7 +133,7 @@ impl Block<'_, '_> {
             init.extend([nothing; QUAD as usize]);
             let merged = e.for_loop(zero, n, together, &init, |e, first, carried| {
                 let final_part = e.sub(n, one);
-                let loads: Vec<(Val, Val, Val)> = (0..together)
+                let places: Vec<(Val, Val, Val)> = (0..together)
                     .map(|i| {
                         let i = e.int(i, I32);
                         let i = e.add(first, i);
@@ -111,11 +142,23 @@ impl Block<'_, '_> {
                         let size = e.int(plan.part(), I32);
                         let i = e.mul(i, size);
                         let part = e.at(base, i, Elem::F32);
-                        let (max, mass) = self.measure(e, part, pair);
-                        let from = e.at(part, at, Elem::F32);
-                        let o = e.load_aligned(from, Ty::vector(Elem::F32, QUAD as usize), 16);
+                        (self.measure_at(e, part, pair), e.at(part, at, Elem::F32), is_there)
+                    })
+                    .collect();
+                let values = match parts {
+                    Parts::Awaited(_) => self.awaited(e, &places),
+                    _ => (places.iter())
+                        .map(|(measures, o, _)| {
+                            let pair = e.load(*measures, Ty::vector(Elem::F32, 2));
+                            (pair, e.load_aligned(*o, Ty::vector(Elem::F32, QUAD as usize), 16))
+                        })
+                        .collect(),
+                };
+                let loads: Vec<(Val, Val, Val)> = (places.iter().zip(values))
+                    .map(|((_, _, is_there), (pair, o))| {
+                        let (max, mass) = (e.extract(pair, 0), e.extract(pair, 1));
                         // A part that is not there is one without keys.
-                        (e.select(is_there, max, lowest), e.select(is_there, mass, nothing), o)
+                        (e.select(*is_there, max, lowest), e.select(*is_there, mass, nothing), o)
                     })
                     .collect();
                 let mut max = carried[0];
@@ -138,14 +181,49 @@ impl Block<'_, '_> {
             });
             let o = e.vector(&merged[2..]);
             let place_of_o = e.at(to, at, Elem::F32);
-            e.store_aligned(o, place_of_o, 16);
+            let is_made = matches!(parts, Parts::Made(_));
+            match is_made {
+                true => awaited::store(e, o, place_of_o),
+                false => e.store_aligned(o, place_of_o, 16),
+            }
             let is_first = e.cmp(Cmp::Eq, place, zero);
             e.if_then(is_first, &[], |e| {
                 let both = e.vector(&merged[..2]);
                 let at = self.measure_at(e, to, pair);
-                e.store(both, at);
+                match is_made {
+                    true => awaited::store(e, both, at),
+                    false => e.store(both, at),
+                }
                 vec![]
             });
+            vec![]
+        });
+    }
+
+    /// Maxima and masses, and columns of O, of all these parts.
+    fn awaited(&self, e: &mut Emit, places: &[(Val, Val, Val)]) -> Vec<(Val, Val)> {
+        let mut asked = vec![];
+        for (measures, o, _) in places {
+            asked.push(awaited::ask(e, *measures, 8, 4));
+            asked.push(awaited::ask(e, *o, 16, 4));
+        }
+        let words = awaited::settle(e, &asked);
+        (words.chunks(2))
+            .map(|both| {
+                let pair = awaited::value(e, &both[0], Ty::vector(Elem::F32, 2));
+                (pair, awaited::value(e, &both[1], Ty::vector(Elem::F32, QUAD as usize)))
+            })
+            .collect()
+    }
+
+    /// The memory of `n` parts, which nobody else reads, is as before the call again. All threads have read it.
+    pub(super) fn forget(&self, e: &mut Emit, n: Val, parts: Val) {
+        let each = e.int(self.plan.part() / QUAD, I32);
+        let end = e.mul(n, each);
+        e.for_loop(self.thread, end, THREADS, &[], |e, quad, _| {
+            let at = e.shl(quad, QUAD.trailing_zeros().into());
+            let at = e.at(parts, at, Elem::F32);
+            awaited::forget(e, at);
             vec![]
         });
     }

@@ -20,6 +20,8 @@ use ir::plan::{Kernel, Sweep};
 use ir::{DType, Size};
 use runtime::artefact::{self, Step, Variant};
 
+use self::merge::Parts;
+use crate::gpu::awaited::Awaiting;
 use crate::gpu::map::Shape;
 use crate::gpu::ptx::{self, I32, Params, Signature};
 use crate::gpu::{Target, hopper, tiles};
@@ -135,18 +137,32 @@ pub fn variant(
     sweep: &Sweep,
     name: &str,
     prologue: &[(&Kernel, i64)],
+    awaiting: &Awaiting,
     target: &Target,
 ) -> Option<(Variant, String)> {
     let mut even = vec![];
     let plan = Plan::new(kernel, sweep, &mut even)?;
+    let (awaits, polls) = (awaiting.is_on(), awaiting.polls);
+    let args = || prologue.iter().flat_map(|(k, _)| &k.args).chain(&kernel.args);
     let signature = Signature {
-        buffers: prologue.iter().map(|(k, _)| k.args.len()).sum::<usize>() + kernel.args.len(),
+        buffers: args().count(),
         workspaces: 1,
-        counters: true,
+        counters: !polls,
         threads: THREADS as u32,
+        awaits,
+        overlap: awaits && !polls,
         ..Signature::default()
     };
-    let text = ptx::function(name, signature, |e, params| block(e, &plan, prologue, params, target));
+    let awaited = match polls {
+        true => awaiting.buffers.clone(),
+        false => awaiting.stores(args()),
+    };
+    let begin = Begin {
+        awaited: &awaited,
+        polls,
+        waits: target.hopper && !awaits,
+    };
+    let text = ptx::function(name, signature, |e, params| block(e, &plan, prologue, params, begin));
     let most = sweep
         .segments
         .iter()
@@ -170,16 +186,29 @@ pub fn variant(
             coef: MOST * plan.part() * 4,
             syms: vec![],
         }],
-        counters: MOST as u32,
+        counters: if polls { 0 } else { MOST as u32 },
+        awaited: polls,
         steps: vec![step],
         ..Variant::default()
     };
     Some((variant, text))
 }
 
+/// What a function waits for before its keys.
+#[derive(Clone, Copy)]
+struct Begin<'a> {
+    /// By buffer.
+    awaited: &'a [bool],
+    /// All that earlier functions of the call make for it is waited for value by value; splits' parts too.
+    polls: bool,
+    /// It waits for the functions in front of it.
+    waits: bool,
+}
+
 /// What all parts of a block know; numbers are i32.
 struct Block<'b, 'k> {
     plan: &'b Plan<'k>,
+    polls: bool,
     body: Body<'k>,
     prologue: Vec<Lead<'k>>,
     thread: Val,
@@ -220,21 +249,24 @@ impl State {
     }
 }
 
-fn block(e: &mut Emit, plan: &Plan, prologue: &[(&Kernel, i64)], params: Params, target: &Target) {
-    let (workspace, counters) = (params.workspaces[0], params.counters.expect("they were asked for"));
-    let mut buffers = params.buffers;
+fn block(e: &mut Emit, plan: &Plan, prologue: &[(&Kernel, i64)], params: Params, begin: Begin) {
+    let workspace = params.workspaces[0];
+    let (mut buffers, mut awaited) = (params.buffers, begin.awaited.to_vec());
     let mut leads = vec![];
     for &(kernel, points) in prologue {
         let shape = Shape::new(kernel);
         let own = buffers.drain(..kernel.args.len()).collect();
-        let body = shape.body(kernel, own, params.symbols.clone());
+        let mut body = shape.body(kernel, own, params.symbols.clone());
+        body.awaited = awaited.drain(..kernel.args.len().min(awaited.len())).collect();
         leads.push(Lead { body, shape, points });
     }
-    let body = Body::over(plan.kernel, 1, buffers, params.symbols, Math::Gpu);
+    let mut body = Body::over(plan.kernel, 1, buffers, params.symbols, Math::Gpu);
+    body.awaited = awaited;
     let (thread, warp) = (ptx::thread(e), e.int(31, I32));
     let (shared, behind) = (ptx::shared(e), e.int(WARPS * plan.part(), I32));
     let b = Block {
         plan,
+        polls: begin.polls,
         body,
         prologue: leads,
         thread,
@@ -251,7 +283,7 @@ fn block(e: &mut Emit, plan: &Plan, prologue: &[(&Kernel, i64)], params: Params,
     let splits = e.div(places, points);
     let splits = e.max(splits, one);
     let tasks = e.mul(points, splits);
-    if target.hopper {
+    if begin.waits || begin.polls {
         let some = e.cmp(Cmp::Lt, first, tasks);
         e.if_then(some, &[], |e| {
             let (point, split) = (e.div(first, splits), e.rem(first, splits));
@@ -260,6 +292,8 @@ fn block(e: &mut Emit, plan: &Plan, prologue: &[(&Kernel, i64)], params: Params,
             b.prefetch(e, &at, split, splits);
             vec![]
         });
+    }
+    if begin.waits {
         ptx::wait_for_earlier(e);
     }
     // Mostly one each.
@@ -274,7 +308,7 @@ fn block(e: &mut Emit, plan: &Plan, prologue: &[(&Kernel, i64)], params: Params,
         let at = e.mul(i, blocks);
         let task = e.add(first, at);
         let (point, split) = (e.div(task, splits), e.rem(task, splits));
-        b.task(e, [workspace, counters], point, split, splits, task);
+        b.task(e, workspace, params.counters, [point, split, splits, task]);
         vec![]
     });
 }
@@ -303,7 +337,7 @@ impl Block<'_, '_> {
         ptx::barrier(e);
     }
 
-    fn task(&self, e: &mut Emit, [workspace, counters]: [Val; 2], point: Val, split: Val, splits: Val, task: Val) {
+    fn task(&self, e: &mut Emit, workspace: Val, counters: Option<Val>, [point, split, splits, task]: [Val; 4]) {
         let plan = self.plan;
         let outer = &plan.kernel.outer[..plan.sweep.batch];
         let linear = e.extend_signed(point, Elem::I64);
@@ -311,46 +345,37 @@ impl Block<'_, '_> {
         self.begin(e, point);
         self.split(e, &batch, split, splits);
         ptx::barrier(e);
-        let (zero, one, warps) = (e.int(0, I32), e.int(1, I32), e.int(WARPS, I32));
+        let (one, warps) = (e.int(1, I32), e.int(WARPS, I32));
         let alone = e.cmp(Cmp::Eq, splits, one);
         let yes = e.int(1, Ty::scalar(Elem::I1));
+        let part = e.int(plan.part(), I32);
+        let first = e.mul(point, splits);
+        let first = e.mul(first, part);
+        let parts = e.at(workspace, first, Elem::F32);
         let last = e.if_else(
             alone,
             &[yes.ty],
             |e| {
-                self.merge(e, warps, WARPS, self.shared, self.result);
+                self.merge(e, warps, Parts::Own(WARPS, self.shared), self.result);
                 vec![yes]
             },
             |e| {
-                let part = e.int(plan.part(), I32);
                 let at = e.mul(task, part);
                 let to = e.at(workspace, at, Elem::F32);
-                self.merge(e, warps, WARPS, self.shared, to);
-                // The block's writes are before what its first thread counts, by the barrier; what others wrote before they counted is
-                // before what the block reads then (PTX ISA, "Causality order").
-                ptx::barrier(e);
-                let first = e.cmp(Cmp::Eq, self.thread, zero);
-                let counter = e.at(counters, point, Elem::I32);
-                let flag = e.int(plan.part(), I32);
-                let flag = e.at(self.result, flag, Elem::I32);
-                e.if_then(first, &[], |e| {
-                    let before = hopper::count(e, counter);
-                    e.store(before, flag);
-                    vec![]
-                });
-                ptx::barrier(e);
-                let before = e.load(flag, I32);
-                let others = e.sub(splits, one);
-                let last = e.cmp(Cmp::Eq, before, others);
+                let last = match counters {
+                    Some(counters) => {
+                        self.merge(e, warps, Parts::Own(WARPS, self.shared), to);
+                        self.is_last(e, counters, point, splits)
+                    }
+                    None => {
+                        self.merge(e, warps, Parts::Made(self.shared), to);
+                        let others = e.sub(splits, one);
+                        e.cmp(Cmp::Eq, split, others)
+                    }
+                };
                 e.if_then(last, &[], |e| {
-                    e.if_then(first, &[], |e| {
-                        e.store(zero, counter);
-                        vec![]
-                    });
-                    let first = e.mul(point, splits);
-                    let at = e.mul(first, part);
-                    let from = e.at(workspace, at, Elem::F32);
-                    self.merge(e, splits, PARTS, from, self.result);
+                    let parts = if self.polls { Parts::Awaited(parts) } else { Parts::Own(PARTS, parts) };
+                    self.merge(e, splits, parts, self.result);
                     vec![]
                 });
                 vec![last]
@@ -359,9 +384,41 @@ impl Block<'_, '_> {
         e.if_then(last, &[], |e| {
             ptx::barrier(e);
             self.finish(e, &batch);
+            if self.polls {
+                self.forget(e, splits, parts);
+            }
             vec![]
         });
         // Another task may write where this one reads.
         ptx::barrier(e);
+    }
+
+    /// Have all splits of the batch point put their parts into the workspace? Whoever counts last ends it, and counts from 0 again.
+    fn is_last(&self, e: &mut Emit, counters: Val, point: Val, splits: Val) -> Val {
+        let (zero, one) = (e.int(0, I32), e.int(1, I32));
+        // The block's writes are before what its first thread counts, by the barrier; what others wrote before they counted is
+        // before what the block reads then (PTX ISA, "Causality order").
+        ptx::barrier(e);
+        let first = e.cmp(Cmp::Eq, self.thread, zero);
+        let counter = e.at(counters, point, Elem::I32);
+        let flag = e.int(self.plan.part(), I32);
+        let flag = e.at(self.result, flag, Elem::I32);
+        e.if_then(first, &[], |e| {
+            let before = hopper::count(e, counter);
+            e.store(before, flag);
+            vec![]
+        });
+        ptx::barrier(e);
+        let before = e.load(flag, I32);
+        let others = e.sub(splits, one);
+        let last = e.cmp(Cmp::Eq, before, others);
+        e.if_then(last, &[], |e| {
+            e.if_then(first, &[], |e| {
+                e.store(zero, counter);
+                vec![]
+            });
+            vec![]
+        });
+        last
     }
 }
