@@ -28,7 +28,7 @@ use self::graphs::Key;
 use self::launches::Ready;
 pub use self::memory::States;
 use self::memory::{ALIGN, DeviceMemory, Pinned};
-use self::module::{Event, Function, Module};
+use self::module::{Event, Function, Module, Needs};
 use self::upload::Weights;
 use self::work::{Layout, Work};
 use crate::artefact::{Buffer, Code, Entry, GpuKernel, Header, Join, SYMBOLS, Size, Sizes};
@@ -109,7 +109,7 @@ impl Cuda {
             (module, weights)
         });
         let module = module?;
-        let functions = functions(&code.kernels, &module)?;
+        let functions = functions(code, &module)?;
         let launches = header
             .entries
             .iter()
@@ -397,14 +397,19 @@ fn launches(entry: &Entry, code: &Code, joins: &[Join]) -> Result<Vec<Launch>, R
 }
 
 /// By name, each ready for the most shared memory that any step gives it.
-fn functions(kernels: &[GpuKernel], module: &Module) -> Result<HashMap<String, Function>, RuntimeError> {
-    let mut wanted: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
-    for step in kernels.iter().flat_map(|k| &k.variants).flat_map(|v| &v.steps) {
-        let most = wanted.entry(&step.function).or_default();
-        *most = (most.0.max(step.shared), most.1.max(step.cluster));
+fn functions(code: &Code, module: &Module) -> Result<HashMap<String, Function>, RuntimeError> {
+    let mut wanted: BTreeMap<&str, Needs> = BTreeMap::new();
+    for kernel in &code.kernels {
+        let awaits = code.awaited.iter().flat_map(|a| &a.joins).any(|j| j.kernel == kernel.name);
+        for step in kernel.variants.iter().flat_map(|v| &v.steps) {
+            let needs = wanted.entry(&step.function).or_default();
+            needs.shared = needs.shared.max(step.shared);
+            needs.cluster = needs.cluster.max(step.cluster);
+            needs.beside_others |= awaits;
+        }
     }
     wanted
         .into_iter()
-        .map(|(name, (shared, cluster))| Ok((name.to_string(), module.function(name, shared, cluster)?)))
+        .map(|(name, needs)| Ok((name.to_string(), module.function(name, needs)?)))
         .collect()
 }
