@@ -31,7 +31,7 @@ use self::memory::{ALIGN, DeviceMemory, Pinned};
 use self::module::{Event, Function, Module, Needs};
 use self::upload::Weights;
 use self::work::{Layout, Work};
-use crate::artefact::{Buffer, Code, Entry, GpuKernel, Header, Join, SYMBOLS, Size, Sizes};
+use crate::artefact::{Awaited, Buffer, Code, Entry, GpuKernel, Header, Join, SYMBOLS, Size, Sizes};
 use crate::engine::profile::Recorder;
 use crate::engine::{Call, Options, Ran, sizes, widened};
 use crate::error::RuntimeError;
@@ -109,7 +109,7 @@ impl Cuda {
             (module, weights)
         });
         let module = module?;
-        let functions = functions(code, &module)?;
+        let functions = functions(&code.kernels, &code.awaited, &module)?;
         let launches = header
             .entries
             .iter()
@@ -397,10 +397,10 @@ fn launches(entry: &Entry, code: &Code, joins: &[Join]) -> Result<Vec<Launch>, R
 }
 
 /// By name, each ready for the most shared memory that any step gives it.
-fn functions(code: &Code, module: &Module) -> Result<HashMap<String, Function>, RuntimeError> {
+fn functions(kernels: &[GpuKernel], awaited: &[Awaited], module: &Module) -> Result<HashMap<String, Function>, RuntimeError> {
     let mut wanted: BTreeMap<&str, Needs> = BTreeMap::new();
-    for kernel in &code.kernels {
-        let awaits = code.awaited.iter().flat_map(|a| &a.joins).any(|j| j.kernel == kernel.name);
+    for kernel in kernels {
+        let awaits = awaited.iter().flat_map(|a| &a.joins).any(|j| j.kernel == kernel.name);
         for step in kernel.variants.iter().flat_map(|v| &v.steps) {
             let needs = wanted.entry(&step.function).or_default();
             needs.shared = needs.shared.max(step.shared);

@@ -45,7 +45,7 @@ impl Trials {
         let context = Context::open(device)?;
         let module = Module::load(&context, ptx)?;
         Ok(Trials {
-            functions: super::functions(kernels, &module)?,
+            functions: super::functions(kernels, &[], &module)?,
             values: [DType::F32, DType::BF16, DType::F16].map(|t| (t, made_up(t, VALUES))),
             _module: module,
             context,
