@@ -34,7 +34,11 @@ impl Awaiting {
 
     /// The buffers, for a function that waits for functions: those alone that it writes.
     pub fn stores<'a>(&self, args: impl Iterator<Item = &'a Arg>) -> Vec<bool> {
-        self.buffers.iter().zip(args).map(|(b, arg)| *b && arg.written).collect()
+        self.buffers
+            .iter()
+            .zip(args)
+            .map(|(b, arg)| *b && arg.written)
+            .collect()
     }
 }
 
@@ -80,17 +84,15 @@ fn load(first: usize, n: usize, at: usize) -> String {
 pub fn settle(e: &mut Emit, asked: &[Asked]) -> Vec<Vec<Val>> {
     let all: Vec<Val> = asked.iter().flat_map(|a| a.words.iter().copied()).collect();
     let n = all.len();
+    // The largest word, and the largest halves of words: is one of them all ones?
     let (mut checks, mut loads, mut at) = (String::new(), String::new(), 0);
     for (i, a) in asked.iter().enumerate() {
         let address = 2 * n + i;
         for word in at..at + a.words.len() {
             checks += &match (a.words[0].ty.elem, a.halves) {
-                (Elem::I16, _) => format!("cvt.s32.s16 t, ${word}; setp.eq.or.s32 p, t, -1, p; "),
-                // Is a half all ones? Then it is zero in the complement, and borrows.
-                (_, true) => format!(
-                    "sub.s32 t, -65538, ${word}; and.b32 t, t, ${word}; and.b32 t, t, -2147450880; setp.ne.or.s32 p, t, 0, p; "
-                ),
-                (_, false) => format!("setp.eq.or.s32 p, ${word}, -1, p; "),
+                (Elem::I16, _) => format!("cvt.u32.u16 t, ${word}; max.u16x2 halves, halves, t; "),
+                (_, true) => format!("max.u16x2 halves, halves, ${word}; "),
+                (_, false) => format!("max.u32 words, words, ${word}; "),
             };
         }
         loads += &match a.words[0].ty.elem {
@@ -100,7 +102,9 @@ pub fn settle(e: &mut Emit, asked: &[Asked]) -> Vec<Vec<Val>> {
         at += a.words.len();
     }
     let text = format!(
-        "{{ .reg .pred p; .reg .b32 t, tries; mov.b32 tries, 0; again: setp.lt.s32 p, tries, 0; {checks}@!p bra done; \
+        "{{ .reg .pred p; .reg .b32 t, tries, words, halves; mov.b32 tries, 0; again: mov.b32 words, 0; mov.b32 halves, 0; {checks}\
+         setp.eq.s32 p, words, -1; and.b32 t, halves, 65535; setp.eq.or.s32 p, t, 65535, p; shr.u32 t, halves, 16; \
+         setp.eq.or.s32 p, t, 65535, p; @!p bra done; \
          add.s32 tries, tries, 1; setp.gt.s32 p, tries, {TRIES}; @p trap; {loads}bra again; done: }}"
     );
     let class = |v: &Val| if v.ty.elem == Elem::I16 { "h" } else { "r" };

@@ -137,7 +137,12 @@ fn makers(plan: &Plan) -> Option<Vec<Option<usize>>> {
     let mut makers = vec![None; plan.buffers.len()];
     for (i, launch) in plan.launches.iter().enumerate() {
         let kernel = &plan.kernels[launch.kernel];
-        for (arg, buffer) in launch.args.iter().enumerate().filter(|(arg, _)| kernel.args[*arg].written) {
+        for (arg, buffer) in launch
+            .args
+            .iter()
+            .enumerate()
+            .filter(|(arg, _)| kernel.args[*arg].written)
+        {
             let loads = |e: &Expr| matches!(e, Expr::Load(a) if a.arg == arg);
             let again = makers[*buffer].is_some() || kernel.exprs.iter().any(loads);
             if is_temporary(plan, *buffer) && again {
@@ -151,7 +156,10 @@ fn makers(plan: &Plan) -> Option<Vec<Option<usize>>> {
 
 /// The largest number of sequences whose rows the functions of products take.
 fn at_most(rows: &[Size]) -> Option<(runtime::artefact::Size, i64)> {
-    let sequences = Size { coef: 1, ..rows.first()?.clone() };
+    let sequences = Size {
+        coef: 1,
+        ..rows.first()?.clone()
+    };
     let is_one = |n: &&Size| n.syms == sequences.syms;
     if sequences.syms != ["B"] || !rows.iter().all(|n| is_one(&n)) {
         return None;

@@ -10,10 +10,10 @@ use std::ops::Range;
 use ir::plan::{BufferKind, Kernel, Plan};
 use runtime::artefact::Step;
 
+use super::awaited::Awaiting;
 use super::kernels::sweep;
 use super::map::{self, Shape};
 use super::ptx::{self, I32, Signature};
-use super::awaited::Awaiting;
 use super::{Emitted, Target, tiles};
 use crate::mlir::emit::{Cmp, Elem, Emit, Val};
 use crate::scalar::Body;

@@ -199,6 +199,14 @@ pub fn shared_address(e: &mut Emit) -> Val {
     e.op(I32, &format!("llvm.ptrtoint {start} : !llvm.ptr<3> to i32"))
 }
 
+/// A pointer to shared memory from its address.
+pub fn shared_at(e: &mut Emit, address: Val) -> Val {
+    e.op(
+        Ty::scalar(Elem::Shared),
+        &format!("llvm.inttoptr {address} : i32 to !llvm.ptr<3>"),
+    )
+}
+
 /// 16 bytes from global to shared memory, of which the first `bytes` are read and the rest are zero; see `commit_copies`.
 pub fn copy_async(e: &mut Emit, to: Val, from: Val, bytes: Val) {
     let text = "cp.async.cg.shared.global [$0], [$1], 16, $2;";

@@ -32,6 +32,19 @@ impl Body<'_> {
         if asked.is_empty() {
             return;
         }
+        // What can be loaded before is.
+        for (id, expr) in self.kernel.exprs.iter().enumerate() {
+            if !matches!(expr, Expr::Load(_)) || !self.is_known(id) {
+                continue;
+            }
+            if self.varies(id) {
+                for cols in all.iter_mut() {
+                    self.vector(e, point, cols, id);
+                }
+            } else {
+                self.scalar(e, point, id);
+            }
+        }
         let mut words = awaited::settle(e, &asked).into_iter();
         for (i, id, arg, parts) in of {
             let words: Vec<Val> = words.by_ref().take(parts).flatten().collect();
@@ -39,6 +52,17 @@ impl Body<'_> {
             let raw = awaited::value(e, &words, Ty::vector(memory(dtype), self.lanes));
             let x = super::widen(e, raw, dtype);
             all[i].values.insert(id, x);
+        }
+    }
+
+    /// Does the value need nothing that is waited for, or made by this kernel?
+    pub fn is_known(&self, id: ExprId) -> bool {
+        let expr = &self.kernel.exprs[id];
+        match expr {
+            Expr::Load(a) if self.awaits(a.arg) || self.kernel.args[a.arg].written => false,
+            Expr::Load(a) => a.indirect.iter().all(|(id, _)| self.is_known(*id)),
+            Expr::Reduced(_) | Expr::RowSquares | Expr::Lse(_) | Expr::Acc | Expr::AccAlso | Expr::Swept(_) => false,
+            other => other.operands().into_iter().all(|id| self.is_known(id)),
         }
     }
 

@@ -75,7 +75,12 @@ impl Launches {
     /// Those of a call, and whether they wait for values.
     fn of(&self, values: &Sizes) -> (&[Launch], bool) {
         match &self.awaiting {
-            Some(((size, most), launches)) if std::env::var_os("LOOPC_PLAIN").is_none() && sizes::eval(size, values).is_some_and(|n| n <= *most) => (launches, true),
+            Some(((size, most), launches))
+                if std::env::var_os("LOOPC_PLAIN").is_none()
+                    && sizes::eval(size, values).is_some_and(|n| n <= *most) =>
+            {
+                (launches, true)
+            }
             _ => (&self.all, false),
         }
     }
@@ -380,9 +385,7 @@ fn launches(entry: &Entry, code: &Code, joins: &[Join]) -> Result<Vec<Launch>, R
     let mut all = vec![];
     let mut at = 0;
     while let Some(first) = entry.launches.get(at) {
-        let join = joins
-            .iter()
-            .find(|j| j.entry == entry.name && j.first as usize == at);
+        let join = joins.iter().find(|j| j.entry == entry.name && j.first as usize == at);
         let (name, count) = join.map_or((&first.kernel, 1), |j| (&j.kernel, j.count as usize));
         let kernel = code.kernels.iter().position(|k| k.name == *name);
         let joined = &entry.launches[at..at + count];
@@ -397,7 +400,11 @@ fn launches(entry: &Entry, code: &Code, joins: &[Join]) -> Result<Vec<Launch>, R
 }
 
 /// By name, each ready for the most shared memory that any step gives it.
-fn functions(kernels: &[GpuKernel], awaited: &[Awaited], module: &Module) -> Result<HashMap<String, Function>, RuntimeError> {
+fn functions(
+    kernels: &[GpuKernel],
+    awaited: &[Awaited],
+    module: &Module,
+) -> Result<HashMap<String, Function>, RuntimeError> {
     let mut wanted: BTreeMap<&str, Needs> = BTreeMap::new();
     for kernel in kernels {
         let awaits = awaited.iter().flat_map(|a| &a.joins).any(|j| j.kernel == kernel.name);

@@ -53,6 +53,10 @@ pub fn arithmetic(op: &str, mode: &str, ty: Type) -> Option<Lane> {
         }
         ("rem", "") => two(by_int!(ty, T => |a, b| if b as T == 0 { a } else { (a as T).wrapping_rem(b as T) as u64 })),
         ("min", "") => two(by_int!(ty, T => |a, b| (a as T).min(b as T) as u64)),
+        ("max", "") if ty == Type::U16x2 => two(|a, b| {
+            let half = |shift: u32| u64::from(((a >> shift) as u16).max((b >> shift) as u16)) << shift;
+            half(0) | half(16)
+        }),
         ("max", "") => two(by_int!(ty, T => |a, b| (a as T).max(b as T) as u64)),
         // Not below zero (PTX ISA, "Integer arithmetic instructions: min, max").
         ("min", "relu") if ty == Type::S32 => two(|a, b| (a as i32).min(b as i32).max(0) as u64),

@@ -93,7 +93,11 @@ impl Way<'_> {
             ..Signature::default()
         };
         let text = ptx::function(name, signature, |e, params| self.block(e, kernel, c, params));
-        let resident = if self.resident { resident::bytes(c, self.columns) } else { 0 };
+        let resident = if self.resident {
+            resident::bytes(c, self.columns)
+        } else {
+            0
+        };
         let step = Step {
             function: name.to_string(),
             tiles: tiles(&[(kernel.cols.clone(), self.columns)]),

@@ -65,7 +65,8 @@ impl Resident {
         e.if_then(leads, &[], |e| {
             hopper::init_barrier(e, barrier, 1);
             hopper::publish_barriers(e);
-            hopper::expect_bytes(e, barrier, rows * 2 * k);
+            let bytes = e.int(rows * 2 * k, I32);
+            hopper::expect(e, barrier, bytes);
             vec![]
         });
         ptx::barrier(e);
@@ -88,7 +89,8 @@ impl Resident {
             let apart = e.int(pitch, I32);
             let to = e.mul(tile.thread, apart);
             let to = e.add(first, to);
-            hopper::copy_line(e, to, from, 2 * k, barrier);
+            let bytes = e.int(2 * k, I32);
+            hopper::copy_line(e, to, from, bytes, barrier);
             vec![]
         });
         Resident {
@@ -112,7 +114,7 @@ impl Resident {
         let (row, k) = (e.mul(own, pitch), e.shl(k, 1));
         let at = e.add(self.first, row);
         let at = e.add(at, k);
-        let at = e.op(Ty::scalar(Elem::Shared), &format!("llvm.inttoptr {at} : i32 to !llvm.ptr<3>"));
+        let at = ptx::shared_at(e, at);
         let mut all = vec![];
         for product in 0..self.products {
             for tile in 0..tiles {

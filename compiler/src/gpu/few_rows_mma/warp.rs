@@ -109,7 +109,9 @@ impl Warp<'_, '_> {
                 bases = (0..lane_rows).map(|r| self.row_base(e, own, r)).collect();
             }
             let mut awaited = self.awaited(e, &bases, &places).into_iter();
-            if begin == 0 && let Some(resident) = &self.resident {
+            if begin == 0
+                && let Some(resident) = &self.resident
+            {
                 resident.wait(e);
             }
             for (i, (k, is_there)) in places.iter().enumerate() {

@@ -70,7 +70,11 @@ pub fn with_prologue(
 
 /// Does the sweep load these arguments' rows as they lie, which is not waiting for values?
 pub fn loads_rows(sweep: &Sweep, arg: usize) -> bool {
-    let mut rows = sweep.segments.iter().flat_map(|s| [s.k.arg, s.v.arg]).chain([sweep.q.arg]);
+    let mut rows = sweep
+        .segments
+        .iter()
+        .flat_map(|s| [s.k.arg, s.v.arg])
+        .chain([sweep.q.arg]);
     rows.any(|r| r == arg)
 }
 

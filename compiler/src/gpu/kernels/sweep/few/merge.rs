@@ -3,14 +3,15 @@
 //!
 //! Four columns a thread and several parts at a time, their loads under way together: a merge costs the memory's latency once, not once a part.
 
-use super::super::stages::{Row, Team};
+use super::super::stages::{Begun, Row, Team};
 use super::{Block, LOAD, LOWEST, QUAD, State, THREADS, WARPS};
 use crate::gpu::ptx::{self, F32, I32};
 use crate::gpu::{awaited, hopper, math};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
+use crate::scalar::Point;
 
 /// Splits' parts that are waited for together: their words stay in registers meanwhile.
-const AWAITED: i64 = 8;
+const AWAITED: i64 = 12;
 
 /// Parts of a softmax, one behind the other.
 #[derive(Clone, Copy)]
@@ -228,78 +229,110 @@ impl Block<'_, '_> {
         });
     }
 
+    /// Rows of warps that have one, with what their stages need no segment's result for: on its way while parts are.
+    pub(super) fn prepare(&self, e: &mut Emit, batch: &[Val]) -> Option<(Val, Begun)> {
+        if self.plan.rows > WARPS {
+            return None;
+        }
+        let (rows, last) = (e.int(self.plan.rows, I32), e.int(self.plan.rows - 1, I32));
+        let is_there = e.cmp(Cmp::Lt, self.warp, rows);
+        let row = e.min(self.warp, last);
+        let point = self.point(e, batch, row);
+        Some((row, self.team(e).begin(e, &self.body, point, is_there)))
+    }
+
     /// Segments to results; the kernel's stages, a warp a row.
-    pub(super) fn finish(&self, e: &mut Emit, batch: &[Val]) {
-        let plan = self.plan;
-        let outer = &plan.kernel.outer;
-        let team = Team {
-            threads: 32,
-            member: e.extend_signed(self.lane, Elem::I64),
-        };
-        let end = e.int(plan.rows, I32);
+    pub(super) fn finish(&self, e: &mut Emit, batch: &[Val], prepared: Option<(Val, Begun)>) {
+        let team = self.team(e);
+        if let Some((row, mut begun)) = prepared {
+            let swept = self.swept(e, row, &mut begun.row.point);
+            return team.end(e, &self.body, begun, swept);
+        }
+        let end = e.int(self.plan.rows, I32);
         e.for_loop(self.warp, end, WARPS, &[], |e, row, _| {
-            let mut index = batch.to_vec();
-            let wide = e.extend_signed(row, Elem::I64);
-            index.extend(self.body.unravel(e, wide, &outer[plan.sweep.batch..]));
-            let mut point = self.body.point(index);
-            let columns: Vec<Val> = (0..team.vectors(&self.body))
-                .map(|i| {
-                    let at = team.column(e, &self.body, i).0;
-                    e.truncate_int(at, Elem::I32)
-                })
-                .collect();
-            let mut swept = vec![];
-            for p in 0..plan.sweep.segments.len() {
-                let mut chain = vec![p];
-                while let Some(before) = plan.sweep.segments[chain[chain.len() - 1]].after {
-                    chain.push(before);
-                }
-                let measures: Vec<(Val, Val)> = (chain.iter())
-                    .map(|s| {
-                        let first = e.int(*s as i64 * plan.rows, I32);
-                        let pair = e.add(first, row);
-                        self.measure(e, self.result, pair)
-                    })
-                    .collect();
-                let mut max = measures[0].0;
-                for (m, _) in &measures[1..] {
-                    max = hopper::max(e, max, *m);
-                }
-                let (mut mass, mut factors) = (e.f32(0.0, F32), vec![]);
-                for (m, l) in &measures {
-                    let fall = e.sub(*m, max);
-                    let factor = math::exp2(e, fall);
-                    mass = e.fma(*l, factor, mass);
-                    factors.push(factor);
-                }
-                let (one, nothing) = (e.f32(1.0, F32), e.f32(0.0, F32));
-                let some = e.cmp(Cmp::Gt, mass, nothing);
-                let share = e.div(one, mass);
-                let share = e.select(some, share, nothing);
-                let (log, unit) = (math::log(e, mass), e.f32(std::f32::consts::LN_2, F32));
-                let log = e.fma(max, unit, log);
-                let lowest = e.f32(LOWEST, F32);
-                point.lse.push(e.select(some, log, lowest));
-                let values = columns
-                    .iter()
-                    .map(|column| {
-                        let mut sum = e.f32(0.0, F32);
-                        for (s, factor) in chain.iter().zip(&factors) {
-                            let at = self.o_at(e, *s as i64, row);
-                            let at = e.add(at, *column);
-                            let from = e.at(self.result, at, Elem::F32);
-                            let x = e.load(from, F32);
-                            sum = e.fma(x, *factor, sum);
-                        }
-                        let x = e.mul(sum, share);
-                        e.vector(&[x])
-                    })
-                    .collect();
-                swept.push(values);
-            }
+            let mut point = self.point(e, batch, row);
+            let swept = self.swept(e, row, &mut point);
             let is_there = e.int(1, Ty::scalar(Elem::I1));
             team.run(e, &self.body, vec![Row { point, is_there, swept }]);
             vec![]
         });
+    }
+
+    fn team(&self, e: &mut Emit) -> Team {
+        Team {
+            threads: 32,
+            member: e.extend_signed(self.lane, Elem::I64),
+        }
+    }
+
+    fn point(&self, e: &mut Emit, batch: &[Val], row: Val) -> Point {
+        let mut index = batch.to_vec();
+        let wide = e.extend_signed(row, Elem::I64);
+        index.extend(
+            self.body
+                .unravel(e, wide, &self.plan.kernel.outer[self.plan.sweep.batch..]),
+        );
+        self.body.point(index)
+    }
+
+    /// Each segment's result for each of the thread's vectors of a row; and the row's log-sum-exps.
+    fn swept(&self, e: &mut Emit, row: Val, point: &mut Point) -> Vec<Vec<Val>> {
+        let (plan, team) = (self.plan, self.team(e));
+        let columns: Vec<Val> = (0..team.vectors(&self.body))
+            .map(|i| {
+                let at = team.column(e, &self.body, i).0;
+                e.truncate_int(at, Elem::I32)
+            })
+            .collect();
+        let mut swept = vec![];
+        for p in 0..plan.sweep.segments.len() {
+            let mut chain = vec![p];
+            while let Some(before) = plan.sweep.segments[chain[chain.len() - 1]].after {
+                chain.push(before);
+            }
+            let measures: Vec<(Val, Val)> = (chain.iter())
+                .map(|s| {
+                    let first = e.int(*s as i64 * plan.rows, I32);
+                    let pair = e.add(first, row);
+                    self.measure(e, self.result, pair)
+                })
+                .collect();
+            let mut max = measures[0].0;
+            for (m, _) in &measures[1..] {
+                max = hopper::max(e, max, *m);
+            }
+            let (mut mass, mut factors) = (e.f32(0.0, F32), vec![]);
+            for (m, l) in &measures {
+                let fall = e.sub(*m, max);
+                let factor = math::exp2(e, fall);
+                mass = e.fma(*l, factor, mass);
+                factors.push(factor);
+            }
+            let (one, nothing) = (e.f32(1.0, F32), e.f32(0.0, F32));
+            let some = e.cmp(Cmp::Gt, mass, nothing);
+            let share = e.div(one, mass);
+            let share = e.select(some, share, nothing);
+            let (log, unit) = (math::log(e, mass), e.f32(std::f32::consts::LN_2, F32));
+            let log = e.fma(max, unit, log);
+            let lowest = e.f32(LOWEST, F32);
+            point.lse.push(e.select(some, log, lowest));
+            let values = columns
+                .iter()
+                .map(|column| {
+                    let mut sum = e.f32(0.0, F32);
+                    for (s, factor) in chain.iter().zip(&factors) {
+                        let at = self.o_at(e, *s as i64, row);
+                        let at = e.add(at, *column);
+                        let from = e.at(self.result, at, Elem::F32);
+                        let x = e.load(from, F32);
+                        sum = e.fma(x, *factor, sum);
+                    }
+                    let x = e.mul(sum, share);
+                    e.vector(&[x])
+                })
+                .collect();
+            swept.push(values);
+        }
+        swept
     }
 }

@@ -2,7 +2,8 @@
 //! (flash decoding, Dao et al.).
 //!
 //!     block = (batch point, split)                 as many splits as blocks fit on the GPU; what is split is what the position sees
-//!       a chunk of each warp's keys and values to the second cache, while earlier functions end
+//!       a chunk of each warp's keys and values to the second cache, while earlier functions end; or some to shared memory (`ring`), while
+//!       values are waited for
 //!       the prologue's kernels, its points of them, some warps each
 //!       warp = keys from..to of all segments' keys, one segment behind the other
 //!         for segment, for chunk of keys           16 bytes a load; all of a chunk are on their way together
@@ -15,17 +16,19 @@
 
 mod keys;
 mod merge;
+mod ring;
 
 use ir::plan::{Kernel, Sweep};
 use ir::{DType, Size};
 use runtime::artefact::{self, Step, Variant};
 
 use self::merge::Parts;
+use self::ring::Ring;
 use crate::gpu::awaited::Awaiting;
 use crate::gpu::map::Shape;
 use crate::gpu::ptx::{self, I32, Params, Signature};
 use crate::gpu::{Target, hopper, tiles};
-use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
+use crate::mlir::emit::{Cmp, Elem, Emit, Val};
 use crate::pipeline;
 use crate::scalar::{Body, Math};
 
@@ -118,6 +121,11 @@ impl<'k> Plan<'k> {
         self.sweep.segments.len() as i64
     }
 
+    /// Bytes of the warps' parts, the point's, and a flag.
+    fn parts(&self) -> i64 {
+        ((WARPS + 1) * self.part() + 1) * 4
+    }
+
     /// Floats of one block's, or warp's, results: O by segment and row, then maxima and masses. Whole loads of 16 bytes.
     fn part(&self) -> i64 {
         (self.segments() * self.rows * (self.cols + 2) + QUAD - 1) / QUAD * QUAD
@@ -161,6 +169,7 @@ pub fn variant(
         awaited: &awaited,
         polls,
         waits: target.hopper && !awaits,
+        ring: target.hopper && plan.is_dense(),
     };
     let text = ptx::function(name, signature, |e, params| block(e, &plan, prologue, params, begin));
     let most = sweep
@@ -176,7 +185,7 @@ pub fn variant(
         ]),
         per_multiprocessor: AT_ONCE as u32,
         threads: THREADS as u32,
-        shared: (((WARPS + 1) * plan.part() + 1) * 4) as u32,
+        shared: (plan.parts() + if begin.ring { plan.ring_bytes() } else { 0 }) as u32,
         overlap: target.hopper,
         ..Step::default()
     };
@@ -203,6 +212,8 @@ struct Begin<'a> {
     polls: bool,
     /// It waits for the functions in front of it.
     waits: bool,
+    /// Keys and values come through shared memory.
+    ring: bool,
 }
 
 /// What all parts of a block know; numbers are i32.
@@ -283,7 +294,7 @@ fn block(e: &mut Emit, plan: &Plan, prologue: &[(&Kernel, i64)], params: Params,
     let splits = e.div(places, points);
     let splits = e.max(splits, one);
     let tasks = e.mul(points, splits);
-    if begin.waits || begin.polls {
+    if begin.waits {
         let some = e.cmp(Cmp::Lt, first, tasks);
         e.if_then(some, &[], |e| {
             let (point, split) = (e.div(first, splits), e.rem(first, splits));
@@ -292,10 +303,9 @@ fn block(e: &mut Emit, plan: &Plan, prologue: &[(&Kernel, i64)], params: Params,
             b.prefetch(e, &at, split, splits);
             vec![]
         });
-    }
-    if begin.waits {
         ptx::wait_for_earlier(e);
     }
+    let ring = begin.ring.then(|| b.new_ring(e, plan.parts()));
     // Mostly one each.
     let left = e.sub(tasks, first);
     let more = e.add(left, blocks);
@@ -304,12 +314,14 @@ fn block(e: &mut Emit, plan: &Plan, prologue: &[(&Kernel, i64)], params: Params,
     let some = e.cmp(Cmp::Gt, left, zero);
     let count = e.div(more, blocks);
     let count = e.select(some, count, zero);
-    e.for_loop(zero, count, 1, &[], |e, i, _| {
+    let used: Vec<Val> = ring.iter().map(|r| r.used).collect();
+    e.for_loop(zero, count, 1, &used, |e, i, used| {
         let at = e.mul(i, blocks);
         let task = e.add(first, at);
         let (point, split) = (e.div(task, splits), e.rem(task, splits));
-        b.task(e, workspace, params.counters, [point, split, splits, task]);
-        vec![]
+        let ring = ring.map(|ring| ring.behind(used[0]));
+        let used = b.task(e, workspace, params.counters, [point, split, splits, task], ring);
+        used.into_iter().collect()
     });
 }
 
@@ -337,29 +349,40 @@ impl Block<'_, '_> {
         ptx::barrier(e);
     }
 
-    fn task(&self, e: &mut Emit, workspace: Val, counters: Option<Val>, [point, split, splits, task]: [Val; 4]) {
+    /// Gives how many chunks the ring has taken so far.
+    fn task(
+        &self,
+        e: &mut Emit,
+        workspace: Val,
+        counters: Option<Val>,
+        [point, split, splits, task]: [Val; 4],
+        ring: Option<Ring>,
+    ) -> Option<Val> {
         let plan = self.plan;
         let outer = &plan.kernel.outer[..plan.sweep.batch];
         let linear = e.extend_signed(point, Elem::I64);
         let batch = self.body.unravel(e, linear, outer);
+        let shares = self.shares(e, &batch, split, splits);
+        if let Some(ring) = &ring {
+            self.fill(e, ring, &batch, &shares);
+        }
         self.begin(e, point);
-        self.split(e, &batch, split, splits);
+        self.split(e, &batch, &shares, ring.as_ref());
         ptx::barrier(e);
         let (one, warps) = (e.int(1, I32), e.int(WARPS, I32));
         let alone = e.cmp(Cmp::Eq, splits, one);
-        let yes = e.int(1, Ty::scalar(Elem::I1));
-        let part = e.int(plan.part(), I32);
-        let first = e.mul(point, splits);
-        let first = e.mul(first, part);
-        let parts = e.at(workspace, first, Elem::F32);
-        let last = e.if_else(
+        e.if_else(
             alone,
-            &[yes.ty],
+            &[],
             |e| {
+                let finish = self.prepare(e, &batch);
                 self.merge(e, warps, Parts::Own(WARPS, self.shared), self.result);
-                vec![yes]
+                ptx::barrier(e);
+                self.finish(e, &batch, finish);
+                vec![]
             },
             |e| {
+                let part = e.int(plan.part(), I32);
                 let at = e.mul(task, part);
                 let to = e.at(workspace, at, Elem::F32);
                 let last = match counters {
@@ -374,23 +397,29 @@ impl Block<'_, '_> {
                     }
                 };
                 e.if_then(last, &[], |e| {
-                    let parts = if self.polls { Parts::Awaited(parts) } else { Parts::Own(PARTS, parts) };
-                    self.merge(e, splits, parts, self.result);
+                    let first = e.mul(point, splits);
+                    let first = e.mul(first, part);
+                    let parts = e.at(workspace, first, Elem::F32);
+                    let finish = self.prepare(e, &batch);
+                    let from = if self.polls {
+                        Parts::Awaited(parts)
+                    } else {
+                        Parts::Own(PARTS, parts)
+                    };
+                    self.merge(e, splits, from, self.result);
+                    ptx::barrier(e);
+                    self.finish(e, &batch, finish);
+                    if self.polls {
+                        self.forget(e, splits, parts);
+                    }
                     vec![]
                 });
-                vec![last]
+                vec![]
             },
-        )[0];
-        e.if_then(last, &[], |e| {
-            ptx::barrier(e);
-            self.finish(e, &batch);
-            if self.polls {
-                self.forget(e, splits, parts);
-            }
-            vec![]
-        });
+        );
         // Another task may write where this one reads.
         ptx::barrier(e);
+        ring.map(|ring| e.add(ring.used, shares.total))
     }
 
     /// Have all splits of the batch point put their parts into the workspace? Whoever counts last ends it, and counts from 0 again.
