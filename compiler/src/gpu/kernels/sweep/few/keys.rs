@@ -226,17 +226,22 @@ impl Block<'_, '_> {
                     )
                 })
                 .collect();
-            let value_loads: Vec<Val> = (0..plan.chunk / values_at_once)
-                .map(|j| {
-                    let (at, _) = row(e, &values, chunk.as_ref().map(|c| c.values), j * values_at_once);
-                    self.load(e, at, 0)
-                })
-                .collect();
+            let value_loads = |e: &mut Emit| -> Vec<Val> {
+                (0..plan.chunk / values_at_once)
+                    .map(|j| {
+                        let (at, _) = row(e, &values, chunk.as_ref().map(|c| c.values), j * values_at_once);
+                        self.load(e, at, 0)
+                    })
+                    .collect()
+            };
+            // Memory's latency is paid once for both; shared memory's is short, and registers are few.
+            let early = ring.is_none().then(|| value_loads(e));
+            let scores = self.scores(e, &loads, queries, scale);
+            let (state, weights) = self.weights(e, state, &scores);
+            let value_loads = early.unwrap_or_else(|| value_loads(e));
             if let Some(ring) = ring {
                 self.release(e, ring, batch, shares, number, first);
             }
-            let scores = self.scores(e, &loads, queries, scale);
-            let (state, weights) = self.weights(e, state, &scores);
             self.sums(e, state, &weights, &value_loads).values()
         });
         State::from(&last, rows)
