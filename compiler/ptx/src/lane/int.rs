@@ -217,7 +217,9 @@ pub fn widen(ty: Type) -> Option<F1> {
         Type::Pred => |a| a & 1,
         Type::U8 | Type::B8 => |a| a as u8 as u64,
         Type::U16 | Type::B16 | Type::F16 | Type::BF16 => |a| a as u16 as u64,
-        Type::U32 | Type::B32 | Type::U16x2 | Type::F32 | Type::F16x2 | Type::BF16x2 | Type::TF32 => |a| a as u32 as u64,
+        Type::U32 | Type::B32 | Type::U16x2 | Type::F32 | Type::F16x2 | Type::BF16x2 | Type::TF32 => {
+            |a| a as u32 as u64
+        }
         Type::U64 | Type::B64 | Type::F64 | Type::F32x2 => |a| a,
         Type::S8 => |a| a as i8 as u64,
         Type::S16 => |a| a as i16 as u64,

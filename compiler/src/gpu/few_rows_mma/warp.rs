@@ -168,6 +168,10 @@ impl Warp<'_, '_> {
             return vec![];
         }
         let elem = memory(self.dtype());
+        // All warps of the GPU that ask for whole rows again and again are in the way of who makes them: first one load, then the rest.
+        let from = self.row_at(e, bases[0], places[0].0);
+        let one = awaited::ask(e, from, 16, elem.bytes());
+        awaited::settle(e, &[one]);
         let mut asked: Vec<Asked> = vec![];
         for (k, _) in places {
             for base in bases {
