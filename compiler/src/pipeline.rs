@@ -99,15 +99,15 @@ pub fn compile(mut module: Module, model: &ModelFacts, options: &Options) -> Res
             target: target.name().to_string(),
             reason: e.to_string(),
         };
-        let (compiled, features, how, joins, awaited) = match target {
+        let (compiled, features, how, joins) = match target {
             Target::Cpu(cpu) => {
                 let compiled = cpu::compile_kernels(&kernels, cpu, texts).map_err(failed)?;
-                (compiled, cpu.required_features(), vec![], vec![], vec![])
+                (compiled, cpu.required_features(), vec![], vec![])
             }
             Target::Gpu(gpu) => {
                 let named: Vec<(&Plan, &[String])> = plans.iter().zip(names.iter().map(Vec::as_slice)).collect();
                 let module = gpu::compile_plans(&kernels, &named, gpu, &options.tuning, texts).map_err(failed)?;
-                (module.compiled, vec![], module.kernels, module.joins, module.awaited)
+                (module.compiled, vec![], module.kernels, module.joins)
             }
         };
         for (stage, ending, files) in [
@@ -125,7 +125,6 @@ pub fn compile(mut module: Module, model: &ModelFacts, options: &Options) -> Res
             len: compiled.code.len() as u64,
             kernels: how,
             joins,
-            awaited,
         });
         payload.extend(compiled.code);
         lap(&mut times, &format!("{} kernels for {}", kernels.len(), target.name()));

@@ -3,7 +3,6 @@
 //! Shared by element-wise kernels and matmul epilogues, and by all targets: a matmul's accumulator is one more expression. What differs
 //! is how a target writes exponentials and roundings (`Math`), and that a GPU's threads each take a vector of columns.
 
-mod awaited;
 mod operation;
 
 use std::collections::HashMap;
@@ -13,7 +12,6 @@ use ir::plan::{Access, Expr, ExprId, Kernel, Stage};
 
 use self::operation::{binary, unary};
 pub use self::operation::{memory, narrow, widen};
-use crate::gpu::awaited::Asked;
 use crate::mlir::emit::{Elem, Emit, Ty, Val};
 
 pub const I32: Ty = Ty::scalar(Elem::I32);
@@ -28,8 +26,6 @@ pub struct Body<'k> {
     pub math: Math,
     /// Vectors of contiguous columns lie at multiples of their size, up to so many bytes; 1: nothing is known.
     pub alignment: usize,
-    /// By argument: its values are waited for one by one, and made for others to wait for; see `gpu::awaited`. Empty: none.
-    pub awaited: Vec<bool>,
     symbols: Vec<(&'static str, Val)>,
     /// Does the expression depend on the column?
     varies: Vec<bool>,
@@ -68,8 +64,6 @@ pub struct Columns {
     /// The sweep's results, by segment.
     pub swept: Vec<Val>,
     values: HashMap<ExprId, Val>,
-    /// Loads under way.
-    asked: HashMap<ExprId, Vec<Asked>>,
 }
 
 impl Columns {
@@ -81,7 +75,6 @@ impl Columns {
             also: None,
             swept: vec![],
             values: HashMap::new(),
-            asked: HashMap::new(),
         }
     }
 }
@@ -123,7 +116,6 @@ impl<'k> Body<'k> {
             args,
             math,
             alignment: 1,
-            awaited: vec![],
             symbols,
             varies: vec![],
         };
@@ -303,13 +295,7 @@ impl<'k> Body<'k> {
                 let dtype = self.kernel.args[access.arg].dtype;
                 let base = self.base(e, point, access);
                 let ptr = e.at(self.args[access.arg], base, memory(dtype));
-                let ty = Ty::scalar(memory(dtype));
-                let raw = if self.awaits(access.arg) {
-                    let asked = crate::gpu::awaited::ask(e, ptr, ty.elem.bytes(), ty.elem.bytes());
-                    crate::gpu::awaited::settled(e, &[asked], ty)
-                } else {
-                    e.load(ptr, ty)
-                };
+                let raw = e.load(ptr, Ty::scalar(memory(dtype)));
                 widen(e, raw, dtype)
             }
             Expr::Index(d) if *d == self.kernel.outer.len() => e.int(0, I32),
@@ -355,15 +341,8 @@ impl<'k> Body<'k> {
             match &self.kernel.exprs[id] {
                 Expr::Load(access) => {
                     let dtype = self.kernel.args[access.arg].dtype;
-                    let ty = Ty::vector(memory(dtype), self.lanes);
-                    if self.awaits(access.arg) {
-                        self.ask(e, point, cols, id);
-                        let raw = crate::gpu::awaited::settled(e, &cols.asked.remove(&id).unwrap_or_default(), ty);
-                        let v = widen(e, raw, dtype);
-                        cols.values.insert(id, v);
-                        return v;
-                    }
                     let ptr = self.pointers(e, point, cols, access, memory(dtype));
+                    let ty = Ty::vector(memory(dtype), self.lanes);
                     let raw = match (ptr.ty.lanes, cols.mask) {
                         (0, None) => e.load_aligned(ptr, ty, self.aligned(ty)),
                         (0, Some(mask)) => e.masked_load(ptr, mask, ty),
@@ -446,9 +425,6 @@ impl<'k> Body<'k> {
         let base = self.base(e, point, to);
         let ptr = e.at(self.args[to.arg], base, memory(dtype));
         let raw = narrow(e, self.math, value, dtype);
-        if self.awaits(to.arg) {
-            return crate::gpu::awaited::store(e, raw, ptr);
-        }
         e.store(raw, ptr);
     }
 
@@ -469,9 +445,6 @@ impl<'k> Body<'k> {
             (Some(a), Some(b)) => Some(e.and(a, b)),
             (a, b) => a.or(b),
         };
-        if self.awaits(to.arg) {
-            return self.store_awaited(e, raw, ptr, mask);
-        }
         match (ptr.ty.lanes, mask) {
             (0, None) => e.store_aligned(raw, ptr, self.aligned(raw.ty)),
             (0, Some(mask)) => e.masked_store(raw, ptr, mask),

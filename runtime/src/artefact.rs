@@ -67,20 +67,6 @@ pub struct Code {
     /// What a GPU runs as one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub joins: Vec<Join>,
-    /// Entries that run in another way where there are few sequences.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub awaited: Vec<Awaited>,
-}
-
-/// An entry whose functions wait for each other's values, and so may be under way together, where a size is at most so large. No two of its
-/// buffers in the arena share memory, each is written by one launch, and all of their bytes are ff before the first one: no value that a
-/// function stores for another is all ones.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Awaited {
-    pub entry: String,
-    pub at_most: (Size, i64),
-    /// Of all its launches.
-    pub joins: Vec<Join>,
 }
 
 /// Launches `first..first + count` of an entry as one kernel of `Code::kernels`: they do not need each other, the last one begins with the
@@ -115,9 +101,6 @@ pub struct Variant {
     /// So many u32 that are 0 before the first launch, and that every launch leaves at 0.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub counters: u32,
-    /// The workspaces are the launch's own, all of their bytes are ff before a call, and the launch leaves them so.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub awaited: bool,
     pub steps: Vec<Step>,
 }
 

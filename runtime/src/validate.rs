@@ -141,8 +141,7 @@ fn sound_code(header: &Header, code: &Code) -> Result<(), String> {
     let names = launches
         .iter()
         .map(|l| &l.kernel)
-        .chain(code.joins.iter().map(|j| &j.kernel))
-        .chain(code.awaited.iter().flat_map(|a| &a.joins).map(|j| &j.kernel));
+        .chain(code.joins.iter().map(|j| &j.kernel));
     for name in names {
         if !code.kernels.iter().any(|k| k.name == *name) {
             return Err(format!("it has no kernel {name}"));
@@ -151,31 +150,20 @@ fn sound_code(header: &Header, code: &Code) -> Result<(), String> {
     // Kernels and the buffers that they are given.
     let mut given: Vec<(&String, usize)> = launches.iter().map(|l| (&l.kernel, l.buffers.len())).collect();
     for join in &code.joins {
-        given.push(sound_join(header, &code.joins, join)?);
-    }
-    // Kernels that run up to some number of sequences alone.
-    let mut few = vec![];
-    for awaited in &code.awaited {
-        sound_size(&awaited.at_most.0)?;
-        for join in &awaited.joins {
-            if join.entry != awaited.entry {
-                return Err(format!("{} waits for values of {}", awaited.entry, join.entry));
-            }
-            few.push(sound_join(header, &awaited.joins, join)?);
-        }
+        let joined = sound_join(header, code, join).map_err(|e| format!("what runs as {}: {e}", join.kernel))?;
+        given.push((&join.kernel, joined.iter().map(|l| l.buffers.len()).sum()));
     }
     for kernel in &code.kernels {
-        let least = |given: &[(&String, usize)]| {
-            let of_kernel = given.iter().filter(|(name, _)| **name == kernel.name);
-            of_kernel.map(|(_, buffers)| *buffers).min()
-        };
+        let of_kernel = given.iter().filter(|(name, _)| **name == kernel.name);
         // What nothing launches has nothing to be checked against.
-        let (of_all, of_few) = (least(&given), least(&few));
-        let Some(buffers) = of_all.into_iter().chain(of_few).min() else {
+        let Some(buffers) = of_kernel.map(|(_, buffers)| *buffers).min() else {
             continue;
         };
-        let last = kernel.variants.last();
-        if of_all.is_some() && last.is_none_or(|v| v.at_most.is_some() || !v.multiples.is_empty()) {
+        if kernel
+            .variants
+            .last()
+            .is_none_or(|v| v.at_most.is_some() || !v.multiples.is_empty())
+        {
             return Err(format!("kernel {}: no variant is for all sizes", kernel.name));
         }
         for variant in &kernel.variants {
@@ -185,13 +173,8 @@ fn sound_code(header: &Header, code: &Code) -> Result<(), String> {
     Ok(())
 }
 
-/// Its kernel, and the buffers that its launches give: they are there, and in no other join.
-fn sound_join<'a>(header: &Header, all: &[Join], join: &'a Join) -> Result<(&'a String, usize), String> {
-    let joined = joined(header, all, join).map_err(|e| format!("what runs as {}: {e}", join.kernel))?;
-    Ok((&join.kernel, joined.iter().map(|l| l.buffers.len()).sum()))
-}
-
-fn joined<'a>(header: &'a Header, joins: &[Join], join: &Join) -> Result<&'a [Launch], String> {
+/// Its launches: they are there, and in no other join.
+fn sound_join<'a>(header: &'a Header, code: &Code, join: &Join) -> Result<&'a [Launch], String> {
     let entry = header.entries.iter().find(|e| e.name == join.entry);
     let entry = entry.ok_or_else(|| format!("there is no entry point {}", join.entry))?;
     let (first, count, all) = (join.first as usize, join.count as usize, entry.launches.len());
@@ -202,7 +185,7 @@ fn joined<'a>(header: &'a Header, joins: &[Join], join: &Join) -> Result<&'a [La
         let (a, b) = (other.first as usize, other.first as usize + other.count as usize);
         other.entry == join.entry && a < first + count && first < b
     };
-    match joins.iter().filter(meets).count() {
+    match code.joins.iter().filter(meets).count() {
         1 => Ok(joined),
         _ => Err(format!("launches {first} to {} stand in two", first + count)),
     }

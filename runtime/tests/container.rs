@@ -103,7 +103,6 @@ fn artefact() -> Artefact {
                 len: 3,
                 kernels: vec![],
                 joins: vec![],
-                awaited: vec![],
             },
             Code {
                 target: "sm_90a".into(),
@@ -117,7 +116,6 @@ fn artefact() -> Artefact {
                     count: 2,
                     kernel: "k+k".into(),
                 }],
-                awaited: vec![],
             },
         ],
     };

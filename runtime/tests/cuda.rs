@@ -132,7 +132,6 @@ fn artefact() -> Artefact {
                 count: 2,
                 kernel: "small+small".into(),
             }],
-            awaited: vec![],
         }],
     };
     Artefact {

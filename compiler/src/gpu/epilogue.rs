@@ -155,13 +155,7 @@ impl Tile<'_, '_> {
         let mut element = self.element(e, first, row, column);
         element.is_there = e.and(element.is_there, is_mine);
         for (id, expr) in self.kernel().exprs.iter().enumerate() {
-            let Expr::Load(access) = expr else { continue };
-            if access.indirect.is_some() {
-                continue;
-            }
-            if self.body.awaits(access.arg) && self.body.varies(id) {
-                self.body.ask(e, &mut element.point, &mut element.columns, id);
-            } else {
+            if matches!(expr, Expr::Load(access) if access.indirect.is_none()) {
                 self.body.vector(e, &mut element.point, &mut element.columns, id);
             }
         }

@@ -22,12 +22,6 @@ pub fn expect_bytes(e: &mut Emit, barrier: Val, bytes: i64) {
     asm(e, &text, "r,~{memory}", &[barrier], &[]);
 }
 
-/// As `expect_bytes`, of a number that is not known before (i32).
-pub fn expect(e: &mut Emit, barrier: Val, bytes: Val) {
-    let text = "mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;";
-    asm(e, text, "r,r,~{memory}", &[barrier, bytes], &[]);
-}
-
 pub fn arrive(e: &mut Emit, barrier: Val) {
     asm(
         e,
@@ -84,12 +78,6 @@ pub fn copy_box_to_all(e: &mut Emit, to: Val, map: Val, [x, y]: [Val; 2], barrie
          .multicast::cluster [$0], [$1, {{$3, $4}}], [$2], all; }}"
     );
     asm(e, &text, "r,l,r,r,r,~{memory}", &[to, map, barrier, x, y], &[]);
-}
-
-/// So many bytes (i32), a multiple of 16, from global to shared memory; it completes at the barrier.
-pub fn copy_line(e: &mut Emit, to: Val, from: Val, bytes: Val, barrier: Val) {
-    let text = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [$0], [$1], $2, [$3];";
-    asm(e, text, "r,l,r,r,~{memory}", &[to, from, bytes, barrier], &[]);
 }
 
 pub fn prefetch_map(e: &mut Emit, map: Val) {

@@ -10,13 +10,11 @@ use std::ops::Range;
 use ir::plan::{BufferKind, Kernel, Plan};
 use runtime::artefact::Step;
 
-use super::awaited::Awaiting;
 use super::kernels::sweep;
 use super::map::{self, Shape};
 use super::ptx::{self, I32, Signature};
 use super::{Emitted, Target, tiles};
 use crate::mlir::emit::{Cmp, Elem, Emit, Val};
-use crate::scalar::Body;
 
 /// Parameters of a function take up to 4 KiB; this many pointers are far below.
 const ARGS: usize = 96;
@@ -122,42 +120,29 @@ fn is_same(plan: &Plan, x: usize, y: usize) -> bool {
 }
 
 /// PTX names have neither dots nor plus signs. Two underscores, which no kernel's own name has: `add` with `rms_norm` is not `add_rms_norm`.
-pub fn function_name(kernel: &str) -> String {
+fn function_name(kernel: &str) -> String {
     kernel.replace('.', "_").replace('+', "__")
 }
 
 /// One function of the group's kernels; its buffers are theirs, one kernel after the other.
 pub fn emit(name: &str, kernels: &[Kernel], points: &[i64], target: &Target) -> Emitted {
-    awaiting(name, kernels, points, &Awaiting::default(), target)
-}
-
-/// The same, waiting for values.
-pub fn awaiting(name: &str, kernels: &[Kernel], points: &[i64], awaiting: &Awaiting, target: &Target) -> Emitted {
     let function = function_name(name);
     if let ([prologue @ .., swept], false) = (kernels, points.is_empty()) {
         let prologue: Vec<(&Kernel, i64)> = prologue.iter().zip(points.iter().copied()).collect();
-        return sweep::with_prologue(name, &function, swept, &prologue, awaiting, target);
+        return sweep::with_prologue(name, &function, swept, &prologue, target);
     }
     let shapes: Vec<Shape> = kernels.iter().map(Shape::new).collect();
     let signature = Signature {
         buffers: kernels.iter().map(|k| k.args.len()).sum(),
         threads: map::THREADS as u32,
         overlap: target.hopper,
-        awaits: awaiting.is_on(),
         ..Signature::default()
     };
     let text = ptx::function(&function, signature, |e, params| {
         let block = ptx::block(e);
         let zero = e.int(0, I32);
-        let (mut buffers, mut awaited) = (params.buffers, awaiting.stores(kernels.iter().flat_map(|k| &k.args)));
-        let mut parts = vec![];
-        for (kernel, shape) in kernels.iter().zip(&shapes) {
-            let own = buffers.drain(..kernel.args.len()).collect();
-            let mut body = shape.body(kernel, own, params.symbols.clone());
-            body.awaited = awaited.drain(..kernel.args.len().min(awaited.len())).collect();
-            parts.push((body, shape));
-        }
-        part(e, &parts, block, zero);
+        let parts: Vec<(&Kernel, &Shape)> = kernels.iter().zip(&shapes).collect();
+        part(e, &parts, &params.buffers, &params.symbols, block, zero);
     });
     let grids: Vec<_> = kernels.iter().zip(&shapes).map(|(k, s)| tiles(&s.grid(k))).collect();
     let step = Step {
@@ -173,15 +158,24 @@ pub fn awaiting(name: &str, kernels: &[Kernel], points: &[i64], awaiting: &Await
 }
 
 /// The first of these kernels, if the block is one of its own, which begin at `begin`; else the others.
-fn part(e: &mut Emit, parts: &[(Body, &Shape)], block: Val, begin: Val) {
-    let [(body, shape), rest @ ..] = parts else { return };
+fn part(
+    e: &mut Emit,
+    parts: &[(&Kernel, &Shape)],
+    buffers: &[Val],
+    symbols: &[(&'static str, Val)],
+    block: Val,
+    begin: Val,
+) {
+    let [(kernel, shape), rest @ ..] = parts else { return };
+    let (mine, others) = buffers.split_at(kernel.args.len());
+    let body = shape.body(kernel, mine.to_vec(), symbols.to_vec());
     if rest.is_empty() {
         let at = e.sub(block, begin);
-        shape.emit(e, body, at);
+        shape.emit(e, &body, at);
         return;
     }
     let mut count = e.i64(1);
-    for (size, block) in shape.grid(body.kernel) {
+    for (size, block) in shape.grid(kernel) {
         let n = body.size(e, &size);
         let (less, block) = (e.i64(block - 1), e.i64(block));
         let n = e.add(n, less);
@@ -193,12 +187,12 @@ fn part(e: &mut Emit, parts: &[(Body, &Shape)], block: Val, begin: Val) {
     let is_mine = e.cmp(Cmp::Lt, block, end);
     e.if_then(is_mine, &[], |e| {
         let at = e.sub(block, begin);
-        shape.emit(e, body, at);
+        shape.emit(e, &body, at);
         vec![]
     });
     let is_other = e.cmp(Cmp::Le, end, block);
     e.if_then(is_other, &[], |e| {
-        part(e, rest, block, end);
+        part(e, rest, others, symbols, block, end);
         vec![]
     });
 }

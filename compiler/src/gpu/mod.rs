@@ -5,8 +5,6 @@
 
 mod accumulate;
 mod assemble;
-pub(crate) mod awaited;
-mod awaiting;
 mod contraction;
 mod epilogue;
 mod few_rows;
@@ -31,7 +29,7 @@ use std::collections::BTreeSet;
 
 use ir::Size;
 use ir::plan::{Contraction, Kernel, Plan, Rhs};
-use runtime::artefact::{self, Awaited, GpuKernel, Join, Step, Variant};
+use runtime::artefact::{self, GpuKernel, Join, Step, Variant};
 
 use self::tuning::{Space, Table, Tuning, Way};
 
@@ -76,7 +74,6 @@ pub struct Module {
     pub compiled: Compiled,
     pub kernels: Vec<GpuKernel>,
     pub joins: Vec<Join>,
-    pub awaited: Vec<Awaited>,
 }
 
 /// Compiles all kernels to one PTX module. `plans`, each with its launches' kernels by name, tell what runs as one.
@@ -138,20 +135,12 @@ pub fn compile_plans(
             });
         }
     }
-    let (mut awaited, mut known) = (vec![], awaiting::Known::new());
-    for (plan, names) in plans {
-        if let Some((entry, emitted)) = awaiting::entry(plan, names, target, &mut known) {
-            awaited.push(entry);
-            all.extend(emitted);
-        }
-    }
     let (how, functions): (Vec<_>, Vec<_>) = all.into_iter().map(|e| (e.kernel, e.functions)).unzip();
     let functions = functions.into_iter().flatten().collect();
     Ok(Module {
         compiled: assemble::compile(functions, target, texts)?,
         kernels: how,
         joins,
-        awaited,
     })
 }
 

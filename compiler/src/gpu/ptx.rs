@@ -2,7 +2,7 @@
 
 use runtime::artefact::SYMBOLS;
 
-use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
+use crate::mlir::emit::{Elem, Emit, Ty, Val};
 
 pub const I32: Ty = Ty::scalar(Elem::I32);
 pub const F32: Ty = Ty::scalar(Elem::F32);
@@ -17,9 +17,6 @@ pub struct Signature {
     pub threads: u32,
     /// The function waits at once for those in front of it, which may let it begin before they end (`Step::overlap`).
     pub overlap: bool,
-    /// It is one of those that wait for values (`awaited`): it lets the next one begin before anything else. If it does not wait for functions
-    /// itself, one of its blocks does at its end, so that it has not ended before those in front of it.
-    pub awaits: bool,
 }
 
 /// A function's parameters.
@@ -59,9 +56,6 @@ pub fn function(name: &str, signature: Signature, body: impl FnOnce(&mut Emit, P
         .zip(&symbols)
         .map(|(name, v)| (*name, e.extend_signed(*v, Elem::I64)))
         .collect();
-    if signature.awaits {
-        let_next_begin(&mut e);
-    }
     if signature.overlap {
         wait_for_earlier(&mut e);
     }
@@ -75,14 +69,6 @@ pub fn function(name: &str, signature: Signature, body: impl FnOnce(&mut Emit, P
             maps,
         },
     );
-    if signature.awaits && !signature.overlap {
-        let (number, zero) = (block(&mut e), e.int(0, I32));
-        let is_first = e.cmp(Cmp::Eq, number, zero);
-        e.if_then(is_first, &[], |e| {
-            wait_for_earlier(e);
-            vec![]
-        });
-    }
     e.line("llvm.return");
     e.depth -= 1;
     e.line("}");
@@ -128,7 +114,7 @@ pub fn wait_for_earlier(e: &mut Emit) {
 /// The next function's blocks may take their places, as far as there is room; they wait for our end before they read. Worth it where the next
 /// one reads weights meanwhile: behind products. Elsewhere it was measured to cost time (docs/notes/2026-11-26-cuda.md).
 ///
-/// Only behind `wait_for_earlier`, or where nothing that is read is written twice in a call: a multiprocessor forgets what it has cached when a function begins on it, not when it waits. Were two
+/// Only behind `wait_for_earlier`: a multiprocessor forgets what it has cached when a function begins on it, not when it waits. Were two
 /// functions lines that an earlier one read of memory that is written anew in between would be stale for the later one.
 pub fn let_next_begin(e: &mut Emit) {
     asm(e, "griddepcontrol.launch_dependents;", "", &[], &[]);
@@ -197,14 +183,6 @@ pub fn asm(e: &mut Emit, text: &str, constraints: &str, operands: &[Val], result
 pub fn shared_address(e: &mut Emit) -> Val {
     let start = shared(e);
     e.op(I32, &format!("llvm.ptrtoint {start} : !llvm.ptr<3> to i32"))
-}
-
-/// A pointer to shared memory from its address.
-pub fn shared_at(e: &mut Emit, address: Val) -> Val {
-    e.op(
-        Ty::scalar(Elem::Shared),
-        &format!("llvm.inttoptr {address} : i32 to !llvm.ptr<3>"),
-    )
 }
 
 /// 16 bytes from global to shared memory, of which the first `bytes` are read and the rest are zero; see `commit_copies`.

@@ -222,8 +222,8 @@ impl Context {
         driver!(cuMemFreeHost(ptr as *mut c_void))
     }
 
-    pub fn fill(&self, to: u64, byte: u8, len: usize) -> Result<(), Failure> {
-        driver!(cuMemsetD8Async(to, byte, len, self.stream))
+    pub fn zero(&self, to: u64, len: usize) -> Result<(), Failure> {
+        driver!(cuMemsetD8Async(to, 0, len, self.stream))
     }
 
     /// The source must stay as it is until the stream has come there; so for `copy_back`'s target.

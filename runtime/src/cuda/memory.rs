@@ -127,7 +127,7 @@ impl States {
         let (offsets, len) =
             sizes::places(lengths.iter().copied(), ALIGN).ok_or(RuntimeError::OutOfMemory { bytes: usize::MAX })?;
         let memory = DeviceMemory::new(context, len, Held::States)?;
-        context.fill(memory.address(), 0, memory.len())?;
+        context.zero(memory.address(), memory.len())?;
         context.wait()?;
         Ok(States {
             context: context.clone(),

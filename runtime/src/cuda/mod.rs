@@ -28,10 +28,10 @@ use self::graphs::Key;
 use self::launches::Ready;
 pub use self::memory::States;
 use self::memory::{ALIGN, DeviceMemory, Pinned};
-use self::module::{Event, Function, Module, Needs};
+use self::module::{Event, Function, Module};
 use self::upload::Weights;
 use self::work::{Layout, Work};
-use crate::artefact::{Awaited, Buffer, Code, Entry, GpuKernel, Header, Join, SYMBOLS, Size, Sizes};
+use crate::artefact::{Buffer, Code, Entry, GpuKernel, Header, SYMBOLS, Sizes};
 use crate::engine::profile::Recorder;
 use crate::engine::{Call, Options, Ran, sizes, widened};
 use crate::error::RuntimeError;
@@ -44,46 +44,12 @@ pub struct Cuda {
     weights: Weights,
     kernels: Vec<GpuKernel>,
     /// Of each entry.
-    launches: Vec<Launches>,
+    launches: Vec<Vec<Launch>>,
     functions: HashMap<String, Function>,
     _module: Module,
     context: Arc<Context>,
     one_by_one: bool,
     states: AtomicU64,
-}
-
-/// How an entry is run.
-struct Launches {
-    all: Vec<Launch>,
-    /// Where this size is at most so large, by functions that wait for values; see `artefact::Awaited`.
-    awaiting: Option<((Size, i64), Vec<Launch>)>,
-}
-
-impl Launches {
-    fn new(entry: &Entry, code: &Code) -> Result<Launches, RuntimeError> {
-        let awaited = code.awaited.iter().find(|a| a.entry == entry.name);
-        let awaiting = match awaited {
-            None => None,
-            Some(a) => Some((a.at_most.clone(), launches(entry, code, &a.joins)?)),
-        };
-        Ok(Launches {
-            all: launches(entry, code, &code.joins)?,
-            awaiting,
-        })
-    }
-
-    /// Those of a call, and whether they wait for values.
-    fn of(&self, values: &Sizes) -> (&[Launch], bool) {
-        match &self.awaiting {
-            Some(((size, most), launches))
-                if std::env::var_os("LOOPC_PLAIN").is_none()
-                    && sizes::eval(size, values).is_some_and(|n| n <= *most) =>
-            {
-                (launches, true)
-            }
-            _ => (&self.all, false),
-        }
-    }
 }
 
 /// A launch of an entry, or several that run as one.
@@ -114,11 +80,11 @@ impl Cuda {
             (module, weights)
         });
         let module = module?;
-        let functions = functions(&code.kernels, &code.awaited, &module)?;
+        let functions = functions(&code.kernels, &module)?;
         let launches = header
             .entries
             .iter()
-            .map(|e| Launches::new(e, code))
+            .map(|e| launches(e, code))
             .collect::<Result<_, _>>()?;
         let asked = std::env::var_os("CUDA_LAUNCH_BLOCKING").is_some_and(|v| v == "1");
         Ok(Cuda {
@@ -212,41 +178,28 @@ impl Cuda {
         work.reserve(context, &layout)?;
         self.feed(&work.inputs, &work.staging, call, &layout)?;
         let launches = self.ready(work, call, state, &layout)?;
-        let begin = || match (&work.arena, layout.awaits) {
-            (Some(arena), true) => Ok(context.fill(arena.address(), work::AWAITED, layout.arena)?),
-            _ => Ok(()),
-        };
         if recorder.is_on() {
-            begin()?;
             launches::timed(context, &launches, &mut work.events, &call.entry.name, recorder)?;
         } else if self.one_by_one {
-            begin()?;
             launches::one_by_one(context, &launches)?;
         } else if work.graphs.is_known(&key) {
-            let graph = context.capture(|| begin().and_then(|()| launches::issue_all(context, &launches)))?;
+            let graph = context.capture(|| launches::issue_all(context, &launches))?;
             graph.launch().map_err(place)?;
             work.graphs.keep(key, (graph, layout.clone()));
         } else {
-            begin()?;
             launches::issue_all(context, &launches)?;
         }
         self.results(work, call, &layout, &place)
     }
 
     fn layout(&self, index: usize, entry: &Entry, values: &Sizes) -> Option<Layout> {
-        let (launches, awaits) = self.launches[index].of(values);
-        let (temporaries, arena) = sizes::temporaries(entry, values, ALIGN, awaits)?;
-        let (mut workspaces, mut workspace, mut parts, mut counters) = (vec![], 0, 0, 0);
-        for launch in launches {
+        let (slots, arena) = sizes::arena(entry, values, ALIGN, 0)?;
+        let (mut workspaces, mut workspace, mut counters) = (vec![], 0, 0);
+        for launch in &self.launches[index] {
             let variant = geometry::variant(&self.kernels[launch.kernel], values)?;
-            let (mut offsets, len) = geometry::workspaces(variant, values)?;
-            if variant.awaited {
-                offsets.iter_mut().for_each(|at| *at += parts);
-                parts += len.next_multiple_of(ALIGN);
-            } else {
-                workspace = len.max(workspace);
-            }
+            let (offsets, len) = geometry::workspaces(variant, values)?;
             workspaces.push(offsets);
+            workspace = len.max(workspace);
             counters = counters.max(4 * variant.counters as usize);
         }
         let of = |ports: &[crate::artefact::Port]| {
@@ -255,12 +208,10 @@ impl Cuda {
         };
         let ((inputs, input), (outputs, output)) = (of(&entry.inputs)?, of(&entry.outputs)?);
         Some(Layout {
-            temporaries,
+            slots,
             arena,
-            awaits,
             workspaces,
             workspace,
-            parts,
             counters,
             inputs,
             input,
@@ -300,9 +251,9 @@ impl Cuda {
     ) -> Result<Vec<Ready>, RuntimeError> {
         let base = |m: &Option<DeviceMemory>| m.as_ref().map_or(0, DeviceMemory::address);
         let mut addresses = vec![];
-        for (buffer, temporary) in call.entry.buffers.iter().zip(&layout.temporaries) {
+        for buffer in &call.entry.buffers {
             addresses.push(match buffer {
-                Buffer::Slot(_) => base(&work.arena) + *temporary as u64,
+                Buffer::Slot(i) => base(&work.arena) + layout.slots[*i as usize] as u64,
                 Buffer::Weight(i) => self.weights.address(*i as usize),
                 Buffer::State(i) => match state {
                     Some(s) => s.address(*i as usize),
@@ -313,12 +264,10 @@ impl Cuda {
             });
         }
         let mut all = vec![];
-        let (launches, _) = self.launches[call.index].of(&call.values);
-        for (launch, offsets) in launches.iter().zip(&layout.workspaces) {
+        for (launch, offsets) in self.launches[call.index].iter().zip(&layout.workspaces) {
             let variant =
                 geometry::variant(&self.kernels[launch.kernel], &call.values).ok_or_else(|| call.unknown())?;
-            let workspace = base(if variant.awaited { &work.parts } else { &work.workspace });
-            let counters = base(&work.counters);
+            let (workspace, counters) = (base(&work.workspace), base(&work.counters));
             let at = Addresses::new(&launch.buffers, variant, &addresses, workspace, offsets, counters);
             for step in &variant.steps {
                 let failed = |e: String| call.failed(format!("function `{}`: {e}", step.function));
@@ -381,11 +330,14 @@ impl Cuda {
 }
 
 /// An entry's launches in their order, those that run as one together.
-fn launches(entry: &Entry, code: &Code, joins: &[Join]) -> Result<Vec<Launch>, RuntimeError> {
+fn launches(entry: &Entry, code: &Code) -> Result<Vec<Launch>, RuntimeError> {
     let mut all = vec![];
     let mut at = 0;
     while let Some(first) = entry.launches.get(at) {
-        let join = joins.iter().find(|j| j.entry == entry.name && j.first as usize == at);
+        let join = code
+            .joins
+            .iter()
+            .find(|j| j.entry == entry.name && j.first as usize == at);
         let (name, count) = join.map_or((&first.kernel, 1), |j| (&j.kernel, j.count as usize));
         let kernel = code.kernels.iter().position(|k| k.name == *name);
         let joined = &entry.launches[at..at + count];
@@ -400,23 +352,14 @@ fn launches(entry: &Entry, code: &Code, joins: &[Join]) -> Result<Vec<Launch>, R
 }
 
 /// By name, each ready for the most shared memory that any step gives it.
-fn functions(
-    kernels: &[GpuKernel],
-    awaited: &[Awaited],
-    module: &Module,
-) -> Result<HashMap<String, Function>, RuntimeError> {
-    let mut wanted: BTreeMap<&str, Needs> = BTreeMap::new();
-    for kernel in kernels {
-        let awaits = awaited.iter().flat_map(|a| &a.joins).any(|j| j.kernel == kernel.name);
-        for step in kernel.variants.iter().flat_map(|v| &v.steps) {
-            let needs = wanted.entry(&step.function).or_default();
-            needs.shared = needs.shared.max(step.shared);
-            needs.cluster = needs.cluster.max(step.cluster);
-            needs.beside_others |= awaits;
-        }
+fn functions(kernels: &[GpuKernel], module: &Module) -> Result<HashMap<String, Function>, RuntimeError> {
+    let mut wanted: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
+    for step in kernels.iter().flat_map(|k| &k.variants).flat_map(|v| &v.steps) {
+        let most = wanted.entry(&step.function).or_default();
+        *most = (most.0.max(step.shared), most.1.max(step.cluster));
     }
     wanted
         .into_iter()
-        .map(|(name, needs)| Ok((name.to_string(), module.function(name, needs)?)))
+        .map(|(name, (shared, cluster))| Ok((name.to_string(), module.function(name, shared, cluster)?)))
         .collect()
 }

@@ -17,16 +17,6 @@ pub struct Function(sys::CUfunction);
 unsafe impl Send for Function {}
 unsafe impl Sync for Function {}
 
-/// What a function is made ready for.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Needs {
-    /// The most dynamic shared memory, in bytes, and blocks of a cluster, that it is started with.
-    pub shared: u32,
-    pub cluster: u32,
-    /// It shares multiprocessors with other functions.
-    pub beside_others: bool,
-}
-
 /// Machine code that the driver made from PTX.
 pub struct Module {
     context: Arc<Context>,
@@ -67,12 +57,7 @@ impl Module {
     }
 
     /// `shared`: the dynamic shared memory that it is launched with; more than 48 KB must be asked for.
-    pub fn function(&self, name: &str, needs: Needs) -> Result<Function, RuntimeError> {
-        let Needs {
-            shared,
-            cluster,
-            beside_others,
-        } = needs;
+    pub fn function(&self, name: &str, shared: u32, cluster: u32) -> Result<Function, RuntimeError> {
         let absent = |_| RuntimeError::Code(format!("it has no function `{name}`"));
         let symbol =
             CString::new(name).map_err(|_| RuntimeError::Code("a function's name holds a zero byte".into()))?;
@@ -86,14 +71,6 @@ impl Module {
             set(
                 sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
                 shared,
-            )?;
-        }
-        if beside_others {
-            // Functions that want another share of the cache as shared memory do not run on one multiprocessor at a time.
-            let whole = sys::CUshared_carveout_enum::CU_SHAREDMEM_CARVEOUT_MAX_SHARED as u32;
-            set(
-                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
-                whole,
             )?;
         }
         if cluster > 8 {

@@ -45,7 +45,7 @@ impl Trials {
         let context = Context::open(device)?;
         let module = Module::load(&context, ptx)?;
         Ok(Trials {
-            functions: super::functions(kernels, &[], &module)?,
+            functions: super::functions(kernels, &module)?,
             values: [DType::F32, DType::BF16, DType::F16].map(|t| (t, made_up(t, VALUES))),
             _module: module,
             context,
@@ -56,7 +56,7 @@ impl Trials {
     fn fill(&self, memory: &DeviceMemory, dtype: DType) -> Result<(), RuntimeError> {
         let context = &self.context;
         let Some((_, values)) = self.values.iter().find(|(t, _)| *t == dtype) else {
-            return Ok(context.fill(memory.address(), 0, memory.len())?);
+            return Ok(context.zero(memory.address(), memory.len())?);
         };
         let mut done = values.len().min(memory.len());
         unsafe { context.copy_in(memory.address(), values.as_ptr(), done) }?;
@@ -95,7 +95,7 @@ impl Trials {
         }
         let workspace = DeviceMemory::new(context, workspace, Held::Work)?;
         let counters = DeviceMemory::new(context, counters, Held::Work)?;
-        context.fill(counters.address(), 0, counters.len())?;
+        context.zero(counters.address(), counters.len())?;
         context.wait()?;
         Ok(Subject {
             trials: self,

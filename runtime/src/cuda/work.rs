@@ -11,9 +11,6 @@ use crate::error::RuntimeError;
 /// Outputs of at most so many bytes come back through pinned memory; larger ones directly, which is slower but pins nothing.
 const PINNED: usize = 16 << 20;
 
-/// Of the bytes of values that are waited for.
-pub const AWAITED: u8 = 0xff;
-
 /// Memory that calls reuse, and what was recorded on it.
 #[derive(Default)]
 pub struct Work {
@@ -22,8 +19,6 @@ pub struct Work {
     pub workspace: Option<DeviceMemory>,
     /// Zero between launches.
     pub counters: Option<DeviceMemory>,
-    /// All ones between calls.
-    pub parts: Option<DeviceMemory>,
     pub inputs: Option<DeviceMemory>,
     pub outputs: Option<DeviceMemory>,
     pub staging: Option<Pinned>,
@@ -32,16 +27,11 @@ pub struct Work {
 
 /// Bytes that a call works on, and where its parts begin.
 pub struct Layout {
-    /// Of each buffer of the entry, if it is in the arena.
-    pub temporaries: Vec<usize>,
+    pub slots: Vec<usize>,
     pub arena: usize,
-    /// Functions wait for values: the arena is all ones before the first one.
-    pub awaits: bool,
     /// Of each launch, its workspaces: launches run one after the other, and share them.
     pub workspaces: Vec<Vec<usize>>,
     pub workspace: usize,
-    /// Workspaces that are awaited: each launch has its own.
-    pub parts: usize,
     pub counters: usize,
     pub inputs: Vec<usize>,
     pub input: usize,
@@ -51,32 +41,31 @@ pub struct Layout {
 
 impl Layout {
     pub fn bytes(&self) -> usize {
-        self.arena + self.workspace + self.parts + self.counters + self.input + self.output
+        self.arena + self.workspace + self.counters + self.input + self.output
     }
 }
 
 impl Work {
     /// Room for a call. Nothing uses what is given up for it: every call has waited for its end.
     pub fn reserve(&mut self, context: &Arc<Context>, layout: &Layout) -> Result<(), RuntimeError> {
-        let all = [
-            (&mut self.arena, layout.arena, None),
-            (&mut self.workspace, layout.workspace, None),
-            (&mut self.inputs, layout.input, None),
-            (&mut self.outputs, layout.output, None),
-            (&mut self.counters, layout.counters, Some(0)),
-            (&mut self.parts, layout.parts, Some(AWAITED)),
+        let has_counters = fits(&self.counters, layout.counters);
+        let parts = [
+            (&mut self.arena, layout.arena),
+            (&mut self.workspace, layout.workspace),
+            (&mut self.inputs, layout.input),
+            (&mut self.outputs, layout.output),
+            (&mut self.counters, layout.counters),
         ];
-        for (memory, len, byte) in all {
+        for (memory, len) in parts {
             if !fits(memory, len) {
                 // First what was recorded on it, then itself, then the new one: never both, and nothing stale if there is no room.
                 self.graphs.forget();
                 *memory = None;
-                let new = DeviceMemory::new(context, len, Held::Work)?;
-                if let Some(byte) = byte {
-                    context.fill(new.address(), byte, new.len())?;
-                }
-                *memory = Some(new);
+                *memory = Some(DeviceMemory::new(context, len, Held::Work)?);
             }
+        }
+        if let Some(counters) = self.counters.as_ref().filter(|_| !has_counters) {
+            context.zero(counters.address(), counters.len())?;
         }
         let staging = layout.input.max(layout.output.min(PINNED));
         if self.staging.as_ref().is_none_or(|s| s.len() < staging) {

@@ -1,6 +1,6 @@
 //! Sizes for the values of a call: elements, tiles, slots of the arena. Arithmetic alone, the same for every device.
 
-use crate::artefact::{Buffer, DType, Entry, Size, Sizes, Variant};
+use crate::artefact::{DType, Entry, Size, Sizes, Variant};
 
 impl Size {
     /// None without a value for one of its symbols, or if it is too large.
@@ -64,35 +64,15 @@ pub fn places(lengths: impl IntoIterator<Item = usize>, align: usize) -> Option<
 
 /// Where the arena's slots begin, and its bytes: each slot is as large as its largest tenant, and `slack` more.
 pub fn arena(entry: &Entry, values: &Sizes, align: usize, slack: usize) -> Option<(Vec<usize>, usize)> {
-    let lengths: Option<Vec<usize>> = (slots(entry, values)?.into_iter())
-        .map(|len| len.checked_add(slack))
-        .collect();
-    places(lengths?, align)
-}
-
-/// Bytes of each slot.
-fn slots(entry: &Entry, values: &Sizes) -> Option<Vec<usize>> {
-    let largest = |slot: &Vec<Size>| {
-        let mut sizes = slot.iter().map(|size| eval(size, values));
-        usize::try_from(sizes.try_fold(0, |largest, size| Some(size?.max(largest)))?).ok()
-    };
-    entry.slots.iter().map(largest).collect()
-}
-
-/// Where each of the entry's buffers begins in the arena, if it has a slot, and the arena's bytes. `apart`: no two of them share memory.
-pub fn temporaries(entry: &Entry, values: &Sizes, align: usize, apart: bool) -> Option<(Vec<usize>, usize)> {
-    let of = |lengths: &[usize]| -> Vec<usize> {
-        let one = |buffer: &Buffer| match buffer {
-            Buffer::Slot(i) => lengths[*i as usize],
-            _ => 0,
-        };
-        entry.buffers.iter().map(one).collect()
-    };
-    if apart {
-        return places(of(&slots(entry, values)?), align);
+    let mut lengths = vec![];
+    for slot in &entry.slots {
+        let mut largest = 0;
+        for size in slot {
+            largest = largest.max(eval(size, values)?);
+        }
+        lengths.push(usize::try_from(largest).ok()?.checked_add(slack)?);
     }
-    let (offsets, arena) = arena(entry, values, align, 0)?;
-    Some((of(&offsets), arena))
+    places(lengths, align)
 }
 
 /// As many keys as one recorded call serves; at most all that there are.
@@ -142,22 +122,6 @@ mod tests {
         assert_eq!(arena(&entry, &v, 256, 0), Some((vec![0, 512, 768], 768)));
         assert_eq!(arena(&entry, &v, 64, 64), Some((vec![0, 384, 512], 576)));
         assert_eq!(places([usize::MAX], 64), None);
-    }
-
-    #[test]
-    fn temporaries_share_slots_or_lie_apart() {
-        let entry = Entry {
-            name: "e".into(),
-            inputs: vec![],
-            outputs: vec![],
-            slots: vec![vec![size(1, &["T"])], vec![size(8, &[])]],
-            buffers: vec![Buffer::Slot(1), Buffer::Weight(0), Buffer::Slot(0), Buffer::Slot(1)],
-            launches: vec![],
-        };
-        let v = values(&[("T", 70)]);
-        assert_eq!(temporaries(&entry, &v, 64, false), Some((vec![128, 0, 0, 128], 192)));
-        assert_eq!(temporaries(&entry, &v, 64, true), Some((vec![0, 64, 64, 192], 256)));
-        assert_eq!(temporaries(&entry, &values(&[]), 64, true), None);
     }
 
     #[test]

@@ -53,10 +53,6 @@ pub fn arithmetic(op: &str, mode: &str, ty: Type) -> Option<Lane> {
         }
         ("rem", "") => two(by_int!(ty, T => |a, b| if b as T == 0 { a } else { (a as T).wrapping_rem(b as T) as u64 })),
         ("min", "") => two(by_int!(ty, T => |a, b| (a as T).min(b as T) as u64)),
-        ("max", "") if ty == Type::U16x2 => two(|a, b| {
-            let half = |shift: u32| u64::from(((a >> shift) as u16).max((b >> shift) as u16)) << shift;
-            half(0) | half(16)
-        }),
         ("max", "") => two(by_int!(ty, T => |a, b| (a as T).max(b as T) as u64)),
         // Not below zero (PTX ISA, "Integer arithmetic instructions: min, max").
         ("min", "relu") if ty == Type::S32 => two(|a, b| (a as i32).min(b as i32).max(0) as u64),
@@ -217,9 +213,7 @@ pub fn widen(ty: Type) -> Option<F1> {
         Type::Pred => |a| a & 1,
         Type::U8 | Type::B8 => |a| a as u8 as u64,
         Type::U16 | Type::B16 | Type::F16 | Type::BF16 => |a| a as u16 as u64,
-        Type::U32 | Type::B32 | Type::U16x2 | Type::F32 | Type::F16x2 | Type::BF16x2 | Type::TF32 => {
-            |a| a as u32 as u64
-        }
+        Type::U32 | Type::B32 | Type::F32 | Type::F16x2 | Type::BF16x2 | Type::TF32 => |a| a as u32 as u64,
         Type::U64 | Type::B64 | Type::F64 | Type::F32x2 => |a| a,
         Type::S8 => |a| a as i8 as u64,
         Type::S16 => |a| a as i16 as u64,

@@ -18,7 +18,6 @@ use ir::plan::{Access, Expr, ExprId, Kernel, Stage};
 use runtime::artefact::Step;
 
 use super::accumulate::{self, Accumulation};
-use super::awaited::Awaiting;
 use super::ptx::{self, I32, Signature};
 use super::{Emitted, Target, tiles};
 use crate::mlir::emit::{Cmp, Elem, Emit, Val};
@@ -142,27 +141,20 @@ fn reduces_first(kernel: &Kernel) -> bool {
 }
 
 pub fn emit(kernel: &Kernel, target: &Target) -> Emitted {
-    awaiting(kernel, &kernel.name, &Awaiting::default(), target)
-}
-
-/// Others wait for the values that the function makes; it waits for functions itself.
-pub fn awaiting(kernel: &Kernel, function: &str, awaiting: &Awaiting, target: &Target) -> Emitted {
     let shape = Shape::new(kernel);
     let signature = Signature {
         buffers: kernel.args.len(),
         threads: THREADS as u32,
         overlap: target.hopper,
-        awaits: awaiting.is_on(),
         ..Signature::default()
     };
-    let text = ptx::function(function, signature, |e, params| {
+    let text = ptx::function(&kernel.name, signature, |e, params| {
         let block = ptx::block(e);
-        let mut body = shape.body(kernel, params.buffers, params.symbols);
-        body.awaited = awaiting.stores(kernel.args.iter());
+        let body = shape.body(kernel, params.buffers, params.symbols);
         shape.emit(e, &body, block);
     });
     let step = Step {
-        function: function.to_string(),
+        function: kernel.name.clone(),
         tiles: tiles(&shape.grid(kernel)),
         threads: THREADS as u32,
         shared: shape.shared(kernel),
@@ -276,7 +268,6 @@ impl<'b, 'k> Map<'b, 'k> {
     fn stages(&self, e: &mut Emit, point: &mut Point) {
         let stages = &self.body.kernel.stages;
         let mut kept = self.kept(e);
-        self.body.await_all(e, point, &mut kept);
         let mut i = 0;
         while i < stages.len() {
             match &stages[i] {
@@ -358,7 +349,6 @@ impl<'b, 'k> Map<'b, 'k> {
             e.if_then(self.is_there, &[], |e| {
                 self.columns(e, &[], |e, first, _| {
                     let mut cols = Columns::new(first, None, None);
-                    self.body.await_all(e, point, std::slice::from_mut(&mut cols));
                     let ready = self.ready(e, point, &mut cols, &vectors);
                     self.store_ready(e, point, &mut cols, &vectors, ready);
                     vec![]

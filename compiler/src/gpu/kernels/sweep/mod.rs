@@ -16,7 +16,6 @@ mod walk;
 use ir::plan::{Kernel, Sweep};
 use runtime::artefact::GpuKernel;
 
-use crate::gpu::awaited::Awaiting;
 use crate::gpu::map::Shape;
 use crate::gpu::{Emitted, Target};
 use crate::mlir::emit::{Elem, Emit, Val};
@@ -30,7 +29,7 @@ pub fn emit(kernel: &Kernel, sweep: &Sweep, target: &Target) -> Emitted {
         emitted.before_all(variant, name, text, even.is_empty());
     }
     let name = format!("{}_few", kernel.name);
-    if let Some((variant, text)) = few::variant(kernel, sweep, &name, &[], &Awaiting::default(), target) {
+    if let Some((variant, text)) = few::variant(kernel, sweep, &name, &[], target) {
         let always = variant.multiples.is_empty();
         emitted.before_all(variant, name, text, always);
     }
@@ -54,11 +53,10 @@ pub fn with_prologue(
     function: &str,
     kernel: &Kernel,
     prologue: &[(&Kernel, i64)],
-    awaiting: &Awaiting,
     target: &Target,
 ) -> Emitted {
     let sweep = kernel.sweep.as_ref().expect("a sweep has a prologue");
-    let (variant, text) = few::variant(kernel, sweep, function, prologue, awaiting, target).expect("it was asked for");
+    let (variant, text) = few::variant(kernel, sweep, function, prologue, target).expect("it was asked for");
     Emitted {
         kernel: GpuKernel {
             name: name.to_string(),
@@ -66,16 +64,6 @@ pub fn with_prologue(
         },
         functions: vec![(function.to_string(), text)],
     }
-}
-
-/// Does the sweep load these arguments' rows as they lie, which is not waiting for values?
-pub fn loads_rows(sweep: &Sweep, arg: usize) -> bool {
-    let mut rows = sweep
-        .segments
-        .iter()
-        .flat_map(|s| [s.k.arg, s.v.arg])
-        .chain([sweep.q.arg]);
-    rows.any(|r| r == arg)
 }
 
 /// The position of the batch point's first token, i64.

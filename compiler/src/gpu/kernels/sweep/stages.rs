@@ -1,6 +1,6 @@
 //! A sweep's stages on rows: reductions over their columns and stores, by threads that share a row.
 
-use ir::plan::{Expr, Reduction, Stage};
+use ir::plan::{Reduction, Stage};
 
 use crate::gpu::ptx;
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
@@ -26,12 +26,6 @@ pub struct Row {
 /// Columns, and are they inside the row?
 type Vectors = Vec<(Columns, Val)>;
 
-/// A row on its way through the stages.
-pub struct Begun {
-    pub row: Row,
-    vectors: Vectors,
-}
-
 impl Team {
     pub fn vectors(&self, body: &Body) -> i64 {
         let cols = body.kernel.cols.as_const().expect("a sweep's columns are known");
@@ -53,76 +47,31 @@ impl Team {
 
     /// Stage by stage over all rows, so that what a stage reads of many rows is on its way together.
     pub fn run(&self, e: &mut Emit, body: &Body, rows: Vec<Row>) {
-        let begun = rows.into_iter().map(|row| self.begun(e, body, row)).collect();
-        self.stages(e, body, begun);
-    }
-
-    /// A row whose segments' results are not there yet, with what its stages load and reduce without them.
-    pub fn begin(&self, e: &mut Emit, body: &Body, point: Point, is_there: Val) -> Begun {
-        let row = Row {
-            point,
-            is_there,
-            swept: vec![],
-        };
-        let mut begun = self.begun(e, body, row);
-        let (row, vectors) = (&mut begun.row, &mut begun.vectors);
-        for id in (0..body.kernel.exprs.len()).filter(|id| matches!(body.kernel.exprs[*id], Expr::Load(_))) {
-            if !body.is_known(id) {
-                continue;
-            }
-            if body.varies(id) {
-                vectors.iter_mut().for_each(|(cols, _)| {
-                    body.vector(e, &mut row.point, cols, id);
-                });
-            } else {
-                body.scalar(e, &mut row.point, id);
-            }
-        }
-        for (number, stage) in body.kernel.stages.iter().enumerate() {
-            if let Stage::Reduce { op, value } = stage
-                && body.is_known(*value)
-            {
-                body.hoist(e, &mut row.point, stage);
-                let result = self.reduce(e, body, &mut row.point, vectors, *op, *value);
-                row.point.reduced.insert(number, result);
-            }
-        }
-        begun
-    }
-
-    /// The rest, with each segment's result for each of the thread's vectors.
-    pub fn end(&self, e: &mut Emit, body: &Body, mut begun: Begun, swept: Vec<Vec<Val>>) {
-        for (i, (columns, _)) in begun.vectors.iter_mut().enumerate() {
-            columns.swept = swept.iter().map(|s| s[i]).collect();
-        }
-        self.stages(e, body, vec![begun]);
-    }
-
-    fn begun(&self, e: &mut Emit, body: &Body, row: Row) -> Begun {
-        let vectors = (0..self.vectors(body))
-            .map(|i| {
-                let (at, inside) = self.column(e, body, i);
-                let mut columns = Columns::new(at, None, None);
-                columns.swept = row.swept.iter().map(|s| s[i as usize]).collect();
-                (columns, inside)
+        let mut rows: Vec<(Row, Vectors)> = rows
+            .into_iter()
+            .map(|row| {
+                let vectors = (0..self.vectors(body))
+                    .map(|i| {
+                        let (at, inside) = self.column(e, body, i);
+                        let mut columns = Columns::new(at, None, None);
+                        columns.swept = row.swept.iter().map(|s| s[i as usize]).collect();
+                        (columns, inside)
+                    })
+                    .collect();
+                (row, vectors)
             })
             .collect();
-        Begun { row, vectors }
-    }
-
-    fn stages(&self, e: &mut Emit, body: &Body, mut rows: Vec<Begun>) {
         for (number, stage) in body.kernel.stages.iter().enumerate() {
             match stage {
                 Stage::Reduce { op, value } => {
-                    let is_done = |b: &Begun| b.row.point.reduced.contains_key(&number);
-                    for Begun { row, vectors } in rows.iter_mut().filter(|b| !is_done(b)) {
+                    for (row, vectors) in &mut rows {
                         body.hoist(e, &mut row.point, stage);
                         let result = self.reduce(e, body, &mut row.point, vectors, *op, *value);
                         row.point.reduced.insert(number, result);
                     }
                 }
                 Stage::Store { .. } => {
-                    for Begun { row, vectors } in &mut rows {
+                    for (row, vectors) in &mut rows {
                         body.hoist(e, &mut row.point, stage);
                         self.store(e, body, row, vectors, stage);
                     }

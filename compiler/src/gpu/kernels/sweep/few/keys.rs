@@ -1,29 +1,19 @@
 //! A block's keys and values: read once, each to scores, weights and sums of all rows that share it.
 
-use super::ring::{Ring, Shares};
+use ir::plan::Segment;
+
 use super::{Block, LINE, LOAD, LOWEST, State, WARPS};
 use crate::gpu::ptx::{self, F32, I32};
 use crate::gpu::{hopper, math};
 use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 
-/// A thread's part of rows.
-struct Matrix {
-    /// Its first element of row 0.
-    base: Val,
-    stride: Val,
-    /// Its first column, of so many.
-    column: Val,
-    width: i64,
-    /// Its row of those that a warp takes at once.
-    own: Val,
-}
-
 impl Block<'_, '_> {
     /// This split's keys: each warp's part to shared memory.
-    pub(super) fn split(&self, e: &mut Emit, batch: &[Val], shares: &Shares, ring: Option<&Ring>) {
+    pub(super) fn split(&self, e: &mut Emit, batch: &[Val], split: Val, splits: Val) {
+        let shares = self.shares(e, batch, split, splits);
         let queries = self.queries(e, batch);
-        for i in 0..self.plan.sweep.segments.len() {
-            let state = self.segment(e, i, batch, &queries, shares, ring);
+        for (i, (s, [low, high])) in self.plan.sweep.segments.iter().zip(shares).enumerate() {
+            let state = self.segment(e, s, batch, &queries, low, high);
             self.put(e, i as i64, state);
         }
     }
@@ -32,7 +22,7 @@ impl Block<'_, '_> {
     pub(super) fn prefetch(&self, e: &mut Emit, batch: &[Val], split: Val, splits: Val) {
         let plan = self.plan;
         let shares = self.shares(e, batch, split, splits);
-        for (s, [low, high]) in plan.sweep.segments.iter().zip(shares.ranges) {
+        for (s, [low, high]) in plan.sweep.segments.iter().zip(shares) {
             for (r, width) in [(&s.k, plan.sweep.depth), (&s.v, plan.cols)] {
                 let (stride, batch_strides) = r.strides.split_last().expect("rows have a stride");
                 let base = self.body.linear(e, &r.offset, batch, batch_strides);
@@ -60,7 +50,7 @@ impl Block<'_, '_> {
     }
 
     /// By segment, the warp's keys low..high.
-    pub(super) fn shares(&self, e: &mut Emit, batch: &[Val], split: Val, splits: Val) -> Shares {
+    fn shares(&self, e: &mut Emit, batch: &[Val], split: Val, splits: Val) -> Vec<[Val; 2]> {
         let (plan, body) = (self.plan, &self.body);
         let position = super::super::start(e, body, plan.sweep, batch);
         let position = e.truncate_int(position, Elem::I32);
@@ -102,17 +92,15 @@ impl Block<'_, '_> {
         let begin = e.min(begin, total);
         let end = e.add(begin, share);
         let end = e.min(end, total);
-        let ranges = (0..ranges.len())
+        (0..ranges.len())
             .map(|i| {
                 let (from, before) = ranges[i];
                 let behind = ranges.get(i + 1).map_or(total, |r| r.1);
                 let (low, high) = (e.max(begin, before), e.min(end, behind));
-                let high = e.max(low, high);
                 let (low, high) = (e.sub(low, before), e.sub(high, before));
                 [e.add(from, low), e.add(from, high)]
             })
-            .collect();
-        self.chunks(e, ranges, position)
+            .collect()
     }
 
     /// Each row's elements that the thread multiplies, in f32.
@@ -148,17 +136,8 @@ impl Block<'_, '_> {
         e.load_aligned(at, Ty::vector(Elem::I32, 4), 16)
     }
 
-    fn segment(
-        &self,
-        e: &mut Emit,
-        number: usize,
-        batch: &[Val],
-        queries: &[Vec<Val>],
-        shares: &Shares,
-        ring: Option<&Ring>,
-    ) -> State {
+    fn segment(&self, e: &mut Emit, s: &Segment, batch: &[Val], queries: &[Vec<Val>], from: Val, to: Val) -> State {
         let plan = self.plan;
-        let (s, [from, to]) = (&plan.sweep.segments[number], shares.ranges[number]);
         let rows = plan.rows as usize;
         let (lowest, zero) = (e.f32(LOWEST, F32), e.f32(0.0, F32));
         let init = State {
@@ -175,13 +154,11 @@ impl Block<'_, '_> {
             let column = e.shl(member, 3);
             let last = e.int(most - LOAD, I32);
             let column = e.min(column, last);
-            Matrix {
-                base: e.at(base, column, Elem::I16),
-                stride: self.body.size(e, stride),
-                column,
-                width: most,
-                own: e.div(self.lane, n),
-            }
+            (
+                e.at(base, column, Elem::I16),
+                self.body.size(e, stride),
+                e.div(self.lane, n),
+            )
         };
         let keys = matrix(e, &s.k, plan.key_threads, plan.sweep.depth);
         let values = matrix(e, &s.v, plan.value_threads, plan.cols);
@@ -190,33 +167,20 @@ impl Block<'_, '_> {
             let state = State::from(carried, rows);
             let one = e.int(1, I32);
             let limit = e.sub(to, one);
-            // From the chunk in shared memory, or from where it lies.
-            let chunk = ring.map(|ring| self.chunk(e, ring, batch, shares, number, first));
-            let row = |e: &mut Emit, m: &Matrix, near: Option<Val>, number: i64| {
+            let row = |e: &mut Emit, (base, stride, own): (Val, Val, Val), number: i64| {
                 let number = e.int(number, I32);
                 let at = e.add(first, number);
-                let key = e.add(at, m.own);
+                let key = e.add(at, own);
                 let inside = e.cmp(Cmp::Lt, key, to);
                 let key = e.min(key, limit);
-                let at = match near {
-                    Some(chunk) => {
-                        let (row, width) = (e.sub(key, first), e.int(m.width, I32));
-                        let at = e.mul(row, width);
-                        let at = e.add(at, m.column);
-                        e.at(chunk, at, Elem::I16)
-                    }
-                    None => {
-                        let key = e.extend_signed(key, Elem::I64);
-                        let at = e.mul(key, m.stride);
-                        e.at(m.base, at, Elem::I16)
-                    }
-                };
-                (at, inside)
+                let key = e.extend_signed(key, Elem::I64);
+                let at = e.mul(key, stride);
+                (e.at(base, at, Elem::I16), inside)
             };
             let (at_once, values_at_once) = (32 / plan.key_threads, 32 / plan.value_threads);
             let loads: Vec<(Vec<Val>, Val)> = (0..plan.chunk / at_once)
                 .map(|j| {
-                    let (at, inside) = row(e, &keys, chunk.as_ref().map(|c| c.keys), j * at_once);
+                    let (at, inside) = row(e, keys, j * at_once);
                     let parts = plan.sweep.depth / (LOAD * plan.key_threads);
                     (
                         (0..parts)
@@ -226,22 +190,14 @@ impl Block<'_, '_> {
                     )
                 })
                 .collect();
-            let value_loads = |e: &mut Emit| -> Vec<Val> {
-                (0..plan.chunk / values_at_once)
-                    .map(|j| {
-                        let (at, _) = row(e, &values, chunk.as_ref().map(|c| c.values), j * values_at_once);
-                        self.load(e, at, 0)
-                    })
-                    .collect()
-            };
-            // Memory's latency is paid once for both; shared memory's is short, and registers are few.
-            let early = ring.is_none().then(|| value_loads(e));
+            let value_loads: Vec<Val> = (0..plan.chunk / values_at_once)
+                .map(|j| {
+                    let (at, _) = row(e, values, j * values_at_once);
+                    self.load(e, at, 0)
+                })
+                .collect();
             let scores = self.scores(e, &loads, queries, scale);
             let (state, weights) = self.weights(e, state, &scores);
-            let value_loads = early.unwrap_or_else(|| value_loads(e));
-            if let Some(ring) = ring {
-                self.release(e, ring, batch, shares, number, first);
-            }
             self.sums(e, state, &weights, &value_loads).values()
         });
         State::from(&last, rows)

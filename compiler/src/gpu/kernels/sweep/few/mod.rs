@@ -2,8 +2,7 @@
 //! (flash decoding, Dao et al.).
 //!
 //!     block = (batch point, split)                 as many splits as blocks fit on the GPU; what is split is what the position sees
-//!       a chunk of each warp's keys and values to the second cache, while earlier functions end; or some to shared memory (`ring`), while
-//!       values are waited for
+//!       a chunk of each warp's keys and values to the second cache, while earlier functions end
 //!       the prologue's kernels, its points of them, some warps each
 //!       warp = keys from..to of all segments' keys, one segment behind the other
 //!         for segment, for chunk of keys           16 bytes a load; all of a chunk are on their way together
@@ -16,19 +15,15 @@
 
 mod keys;
 mod merge;
-mod ring;
 
 use ir::plan::{Kernel, Sweep};
 use ir::{DType, Size};
 use runtime::artefact::{self, Step, Variant};
 
-use self::merge::Parts;
-use self::ring::Ring;
-use crate::gpu::awaited::Awaiting;
 use crate::gpu::map::Shape;
 use crate::gpu::ptx::{self, I32, Params, Signature};
 use crate::gpu::{Target, hopper, tiles};
-use crate::mlir::emit::{Cmp, Elem, Emit, Val};
+use crate::mlir::emit::{Cmp, Elem, Emit, Ty, Val};
 use crate::pipeline;
 use crate::scalar::{Body, Math};
 
@@ -121,11 +116,6 @@ impl<'k> Plan<'k> {
         self.sweep.segments.len() as i64
     }
 
-    /// Bytes of the warps' parts, the point's, and a flag.
-    fn parts(&self) -> i64 {
-        ((WARPS + 1) * self.part() + 1) * 4
-    }
-
     /// Floats of one block's, or warp's, results: O by segment and row, then maxima and masses. Whole loads of 16 bytes.
     fn part(&self) -> i64 {
         (self.segments() * self.rows * (self.cols + 2) + QUAD - 1) / QUAD * QUAD
@@ -145,33 +135,18 @@ pub fn variant(
     sweep: &Sweep,
     name: &str,
     prologue: &[(&Kernel, i64)],
-    awaiting: &Awaiting,
     target: &Target,
 ) -> Option<(Variant, String)> {
     let mut even = vec![];
     let plan = Plan::new(kernel, sweep, &mut even)?;
-    let (awaits, polls) = (awaiting.is_on(), awaiting.polls);
-    let args = || prologue.iter().flat_map(|(k, _)| &k.args).chain(&kernel.args);
     let signature = Signature {
-        buffers: args().count(),
+        buffers: prologue.iter().map(|(k, _)| k.args.len()).sum::<usize>() + kernel.args.len(),
         workspaces: 1,
-        counters: !polls,
+        counters: true,
         threads: THREADS as u32,
-        awaits,
-        overlap: awaits && !polls,
         ..Signature::default()
     };
-    let awaited = match polls {
-        true => awaiting.buffers.clone(),
-        false => awaiting.stores(args()),
-    };
-    let begin = Begin {
-        awaited: &awaited,
-        polls,
-        waits: target.hopper && !awaits,
-        ring: target.hopper && plan.is_dense(),
-    };
-    let text = ptx::function(name, signature, |e, params| block(e, &plan, prologue, params, begin));
+    let text = ptx::function(name, signature, |e, params| block(e, &plan, prologue, params, target));
     let most = sweep
         .segments
         .iter()
@@ -185,7 +160,7 @@ pub fn variant(
         ]),
         per_multiprocessor: AT_ONCE as u32,
         threads: THREADS as u32,
-        shared: (plan.parts() + if begin.ring { plan.ring_bytes() } else { 0 }) as u32,
+        shared: (((WARPS + 1) * plan.part() + 1) * 4) as u32,
         overlap: target.hopper,
         ..Step::default()
     };
@@ -195,31 +170,16 @@ pub fn variant(
             coef: MOST * plan.part() * 4,
             syms: vec![],
         }],
-        counters: if polls { 0 } else { MOST as u32 },
-        awaited: polls,
+        counters: MOST as u32,
         steps: vec![step],
         ..Variant::default()
     };
     Some((variant, text))
 }
 
-/// What a function waits for before its keys.
-#[derive(Clone, Copy)]
-struct Begin<'a> {
-    /// By buffer.
-    awaited: &'a [bool],
-    /// All that earlier functions of the call make for it is waited for value by value; splits' parts too.
-    polls: bool,
-    /// It waits for the functions in front of it.
-    waits: bool,
-    /// Keys and values come through shared memory.
-    ring: bool,
-}
-
 /// What all parts of a block know; numbers are i32.
 struct Block<'b, 'k> {
     plan: &'b Plan<'k>,
-    polls: bool,
     body: Body<'k>,
     prologue: Vec<Lead<'k>>,
     thread: Val,
@@ -260,24 +220,21 @@ impl State {
     }
 }
 
-fn block(e: &mut Emit, plan: &Plan, prologue: &[(&Kernel, i64)], params: Params, begin: Begin) {
-    let workspace = params.workspaces[0];
-    let (mut buffers, mut awaited) = (params.buffers, begin.awaited.to_vec());
+fn block(e: &mut Emit, plan: &Plan, prologue: &[(&Kernel, i64)], params: Params, target: &Target) {
+    let (workspace, counters) = (params.workspaces[0], params.counters.expect("they were asked for"));
+    let mut buffers = params.buffers;
     let mut leads = vec![];
     for &(kernel, points) in prologue {
         let shape = Shape::new(kernel);
         let own = buffers.drain(..kernel.args.len()).collect();
-        let mut body = shape.body(kernel, own, params.symbols.clone());
-        body.awaited = awaited.drain(..kernel.args.len().min(awaited.len())).collect();
+        let body = shape.body(kernel, own, params.symbols.clone());
         leads.push(Lead { body, shape, points });
     }
-    let mut body = Body::over(plan.kernel, 1, buffers, params.symbols, Math::Gpu);
-    body.awaited = awaited;
+    let body = Body::over(plan.kernel, 1, buffers, params.symbols, Math::Gpu);
     let (thread, warp) = (ptx::thread(e), e.int(31, I32));
     let (shared, behind) = (ptx::shared(e), e.int(WARPS * plan.part(), I32));
     let b = Block {
         plan,
-        polls: begin.polls,
         body,
         prologue: leads,
         thread,
@@ -294,7 +251,7 @@ fn block(e: &mut Emit, plan: &Plan, prologue: &[(&Kernel, i64)], params: Params,
     let splits = e.div(places, points);
     let splits = e.max(splits, one);
     let tasks = e.mul(points, splits);
-    if begin.waits {
+    if target.hopper {
         let some = e.cmp(Cmp::Lt, first, tasks);
         e.if_then(some, &[], |e| {
             let (point, split) = (e.div(first, splits), e.rem(first, splits));
@@ -305,7 +262,6 @@ fn block(e: &mut Emit, plan: &Plan, prologue: &[(&Kernel, i64)], params: Params,
         });
         ptx::wait_for_earlier(e);
     }
-    let ring = begin.ring.then(|| b.new_ring(e, plan.parts()));
     // Mostly one each.
     let left = e.sub(tasks, first);
     let more = e.add(left, blocks);
@@ -314,14 +270,12 @@ fn block(e: &mut Emit, plan: &Plan, prologue: &[(&Kernel, i64)], params: Params,
     let some = e.cmp(Cmp::Gt, left, zero);
     let count = e.div(more, blocks);
     let count = e.select(some, count, zero);
-    let used: Vec<Val> = ring.iter().map(|r| r.used).collect();
-    e.for_loop(zero, count, 1, &used, |e, i, used| {
+    e.for_loop(zero, count, 1, &[], |e, i, _| {
         let at = e.mul(i, blocks);
         let task = e.add(first, at);
         let (point, split) = (e.div(task, splits), e.rem(task, splits));
-        let ring = ring.map(|ring| ring.behind(used[0]));
-        let used = b.task(e, workspace, params.counters, [point, split, splits, task], ring);
-        used.into_iter().collect()
+        b.task(e, [workspace, counters], point, split, splits, task);
+        vec![]
     });
 }
 
@@ -349,105 +303,65 @@ impl Block<'_, '_> {
         ptx::barrier(e);
     }
 
-    /// Gives how many chunks the ring has taken so far.
-    fn task(
-        &self,
-        e: &mut Emit,
-        workspace: Val,
-        counters: Option<Val>,
-        [point, split, splits, task]: [Val; 4],
-        ring: Option<Ring>,
-    ) -> Option<Val> {
+    fn task(&self, e: &mut Emit, [workspace, counters]: [Val; 2], point: Val, split: Val, splits: Val, task: Val) {
         let plan = self.plan;
         let outer = &plan.kernel.outer[..plan.sweep.batch];
         let linear = e.extend_signed(point, Elem::I64);
         let batch = self.body.unravel(e, linear, outer);
-        let shares = self.shares(e, &batch, split, splits);
-        if let Some(ring) = &ring {
-            self.fill(e, ring, &batch, &shares);
-        }
         self.begin(e, point);
-        self.split(e, &batch, &shares, ring.as_ref());
+        self.split(e, &batch, split, splits);
         ptx::barrier(e);
-        let (one, warps) = (e.int(1, I32), e.int(WARPS, I32));
+        let (zero, one, warps) = (e.int(0, I32), e.int(1, I32), e.int(WARPS, I32));
         let alone = e.cmp(Cmp::Eq, splits, one);
-        e.if_else(
+        let yes = e.int(1, Ty::scalar(Elem::I1));
+        let last = e.if_else(
             alone,
-            &[],
+            &[yes.ty],
             |e| {
-                let finish = self.prepare(e, &batch);
-                self.merge(e, warps, Parts::Own(WARPS, self.shared), self.result);
-                ptx::barrier(e);
-                self.finish(e, &batch, finish);
-                vec![]
+                self.merge(e, warps, WARPS, self.shared, self.result);
+                vec![yes]
             },
             |e| {
                 let part = e.int(plan.part(), I32);
                 let at = e.mul(task, part);
                 let to = e.at(workspace, at, Elem::F32);
-                let last = match counters {
-                    Some(counters) => {
-                        self.merge(e, warps, Parts::Own(WARPS, self.shared), to);
-                        self.is_last(e, counters, point, splits)
-                    }
-                    None => {
-                        self.merge(e, warps, Parts::Made(self.shared), to);
-                        let others = e.sub(splits, one);
-                        e.cmp(Cmp::Eq, split, others)
-                    }
-                };
-                e.if_then(last, &[], |e| {
-                    let first = e.mul(point, splits);
-                    let first = e.mul(first, part);
-                    let parts = e.at(workspace, first, Elem::F32);
-                    let finish = self.prepare(e, &batch);
-                    let from = if self.polls {
-                        Parts::Awaited(parts)
-                    } else {
-                        Parts::Own(PARTS, parts)
-                    };
-                    self.merge(e, splits, from, self.result);
-                    ptx::barrier(e);
-                    self.finish(e, &batch, finish);
-                    if self.polls {
-                        self.forget(e, splits, parts);
-                    }
+                self.merge(e, warps, WARPS, self.shared, to);
+                // The block's writes are before what its first thread counts, by the barrier; what others wrote before they counted is
+                // before what the block reads then (PTX ISA, "Causality order").
+                ptx::barrier(e);
+                let first = e.cmp(Cmp::Eq, self.thread, zero);
+                let counter = e.at(counters, point, Elem::I32);
+                let flag = e.int(plan.part(), I32);
+                let flag = e.at(self.result, flag, Elem::I32);
+                e.if_then(first, &[], |e| {
+                    let before = hopper::count(e, counter);
+                    e.store(before, flag);
                     vec![]
                 });
-                vec![]
+                ptx::barrier(e);
+                let before = e.load(flag, I32);
+                let others = e.sub(splits, one);
+                let last = e.cmp(Cmp::Eq, before, others);
+                e.if_then(last, &[], |e| {
+                    e.if_then(first, &[], |e| {
+                        e.store(zero, counter);
+                        vec![]
+                    });
+                    let first = e.mul(point, splits);
+                    let at = e.mul(first, part);
+                    let from = e.at(workspace, at, Elem::F32);
+                    self.merge(e, splits, PARTS, from, self.result);
+                    vec![]
+                });
+                vec![last]
             },
-        );
+        )[0];
+        e.if_then(last, &[], |e| {
+            ptx::barrier(e);
+            self.finish(e, &batch);
+            vec![]
+        });
         // Another task may write where this one reads.
         ptx::barrier(e);
-        ring.map(|ring| e.add(ring.used, shares.total))
-    }
-
-    /// Have all splits of the batch point put their parts into the workspace? Whoever counts last ends it, and counts from 0 again.
-    fn is_last(&self, e: &mut Emit, counters: Val, point: Val, splits: Val) -> Val {
-        let (zero, one) = (e.int(0, I32), e.int(1, I32));
-        // The block's writes are before what its first thread counts, by the barrier; what others wrote before they counted is
-        // before what the block reads then (PTX ISA, "Causality order").
-        ptx::barrier(e);
-        let first = e.cmp(Cmp::Eq, self.thread, zero);
-        let counter = e.at(counters, point, Elem::I32);
-        let flag = e.int(self.plan.part(), I32);
-        let flag = e.at(self.result, flag, Elem::I32);
-        e.if_then(first, &[], |e| {
-            let before = hopper::count(e, counter);
-            e.store(before, flag);
-            vec![]
-        });
-        ptx::barrier(e);
-        let before = e.load(flag, I32);
-        let others = e.sub(splits, one);
-        let last = e.cmp(Cmp::Eq, before, others);
-        e.if_then(last, &[], |e| {
-            e.if_then(first, &[], |e| {
-                e.store(zero, counter);
-                vec![]
-            });
-            vec![]
-        });
-        last
     }
 }
